@@ -1,0 +1,1 @@
+"""The operation: command line, Prefect flows, Dask workers, reports."""

@@ -1,0 +1,87 @@
+"""Writing: OME-Zarr 0.5 multiscales whose every byte is checked, sharded so that one block owns each shard."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import Crc32cCodec, ZstdCodec
+
+from unet_core.geometry import Box, Shape
+from unet_core.metadata import SPATIAL, PyramidLevel, ome_attributes
+from unet_core.volumes.stores import Store
+
+
+def create_multiscale(
+    store: Store,
+    *,
+    kind: Literal["image", "labels"],
+    axes: str,
+    leading: Shape,
+    levels: Sequence[PyramidLevel],
+    dtype: np.dtype[Any],
+    chunk: Shape,
+    shard: Shape,
+    voxel_size: Sequence[float],
+    origin: Sequence[float],
+    unit: str | None,
+    name: str,
+    method: str | None = None,
+    source: str | None = None,
+) -> None:
+    """Create the group and its empty arrays `0`, `1`, ...; existing metadata is replaced, data is kept.
+
+    Parameters
+    ----------
+    axes, leading
+        Axes of the arrays, such as "czyx", and the sizes of those before the spatial ones. Chunks
+        hold one index of each leading axis, shards hold all channels and one time point.
+    chunk, shard
+        z, y, x; a shard is whole chunks. An axis that the arrays do not have must be 1.
+
+    Missing chunks mean fill value 0; crc32c guards every chunk and every shard index.
+    """
+    spatial = [i for i, a in enumerate(SPATIAL) if a in axes]
+    group = zarr.open_group(store.zarr(read_only=False), mode="a", zarr_format=3, use_consolidated=False)
+    group.attrs.update(
+        ome_attributes(
+            kind=kind, axes=axes, levels=levels, voxel_size=voxel_size, origin=origin,
+            unit=unit, name=name, method=method, source=source,
+        )
+    )
+    leading_shard = tuple(n if a == "c" else 1 for a, n in zip(axes, leading))
+    for level in levels:
+        group.create_array(
+            str(level.index),
+            shape=(*leading, *(level.shape[i] for i in spatial)),
+            dtype=dtype,
+            chunks=((1,) * len(leading)) + tuple(chunk[i] for i in spatial),
+            shards=(*leading_shard, *(shard[i] for i in spatial)),
+            compressors=[ZstdCodec(level=1), Crc32cCodec()],
+            fill_value=0,
+            dimension_names=tuple(axes),
+            config={"write_empty_chunks": False},
+            overwrite=False,
+        )
+
+
+def open_for_writing(store: Store, path: str) -> zarr.Array[Any]:
+    """An array of a multiscale made by `create_multiscale`."""
+    return zarr.open_array(
+        store.child(path).zarr(read_only=False), mode="r+", config={"write_empty_chunks": False}
+    )
+
+
+def write_box(array: zarr.Array[Any], box: Box, data: NDArray[Any], *, timepoint: int = 0) -> None:
+    """Write (z, y, x) or, where the array has channels, (channel, z, y, x) data of a box inside the array.
+
+    One writer per shard is the planner's promise, not checked here: two processes that write parts of
+    one shard lose data.
+    """
+    axes = array.metadata.dimension_names or ()
+    selection: dict[Any, Any] = {"t": timepoint, "c": slice(None), **dict(zip(SPATIAL, box.slices))}
+    present = [n for a, n in zip(SPATIAL, box.shape) if a in axes]
+    array[tuple(selection[a] for a in axes)] = data.reshape(*data.shape[:-3], *present)
