@@ -32,6 +32,8 @@ from unet_core.geometry import Shape, ceil_div, round_up
 
 Upsampling = Literal["nearest", "transpose"]
 Norm = Literal["none", "batch"]
+# Inputs with fewer channels get empty ones in 3D: `unet_core.model` says why.
+FEWEST_CHANNELS_3D = 4
 
 
 @dataclass(frozen=True, kw_only=True)

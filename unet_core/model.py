@@ -13,9 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unet_core.architecture import UNetSpec
+from unet_core.architecture import FEWEST_CHANNELS_3D, UNetSpec
 from unet_core.geometry import Shape, round_up
-
 
 class UNet(nn.Module):
     """Valid convolutions, max pooling, cropped and concatenated skips, 1x1 head.
@@ -51,7 +50,8 @@ class UNet(nn.Module):
         x = self.dropout(self.down[spec.depth](x))  # 28
         for level in reversed(range(spec.depth)):
             x = self.up[level](x)  # 56, 104, 200, 392
-            x = self.merge[level](torch.cat([skips.pop(), x], dim=1))  # 52, 100, 196, 388
+            x = torch.cat([skips.pop(), x], dim=1)
+            x = self.merge[level](x)  # 52, 100, 196, 388
         logits: Tensor = self.head(x)[:, : spec.classes]  # drops what `for_inference` padded
         return logits
 
@@ -77,7 +77,7 @@ def for_inference(model: UNet) -> UNet:
     head = folded.head
     padded = _conv(head.weight.ndim - 2, head.in_channels, round_up(head.out_channels, 16), head.kernel_size)
     with torch.no_grad():
-        for target, source in ((padded.weight, head.weight), (padded.bias, head.bias)):
+        for target, source in zip(padded.parameters(), head.parameters()):
             target.zero_()[: len(source)] = source
     folded.head = padded
     return folded
@@ -90,7 +90,9 @@ def channels_last(ndim: int) -> torch.memory_format:
 
 def _crop(x: Tensor, lower: Sequence[int], shape: Shape) -> Tensor:
     """The middle of a skip as a tensor of its own, in x's memory format."""
-    middle = x[(..., *(slice(a, a + n) for a, n in zip(lower, shape)))]
+    middle = x
+    for axis, (start, length) in enumerate(zip(lower, shape), 2):
+        middle = middle.narrow(axis, start, length)
     return middle if middle.shape == x.shape else middle.clone(memory_format=torch.preserve_format)
 
 
@@ -99,8 +101,25 @@ def _conv(ndim: int, inputs: int, outputs: int, kernel: Shape) -> nn.Conv2d | nn
     # on one thread, with another order of summation: one thread and two would differ in the last
     # bit. Dilation means nothing to a kernel size of 1, but keeps the choice independent of threads.
     dilation = tuple(2 if k == 1 else 1 for k in kernel)
-    kind = nn.Conv2d if ndim == 2 else nn.Conv3d
+    kind = nn.Conv2d if ndim == 2 else _Conv3d
     return kind(inputs, outputs, kernel, dilation=dilation)  # type: ignore[arg-type]
+
+
+class _Conv3d(nn.Conv3d):
+    """A 3D convolution that adds empty channels to an input with fewer than four.
+
+    A volume with one channel is contiguous and channels-last at once; torch then takes its slow path
+    (2.4 times the time, 3 times the memory, measured) and loses the memory format. Zeros change no sum.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        missing = FEWEST_CHANNELS_3D - self.in_channels
+        if missing <= 0:
+            return super().forward(x)
+        x = torch.cat([x, x.new_zeros(len(x), missing, *x.shape[2:])], dim=1)
+        x = x.contiguous(memory_format=torch.channels_last_3d)
+        weight = F.pad(self.weight, (0, 0, 0, 0, 0, 0, 0, missing))
+        return F.conv3d(x, weight, self.bias, self.stride, self.padding, self.dilation)
 
 
 def _double_conv(spec: UNetSpec, level: int, inputs: int) -> nn.Sequential:

@@ -2,6 +2,22 @@
 
 from unet_core.volumes.stores import Store
 from unet_core.volumes.volume import Volume
-from unet_core.volumes.writing import create_multiscale, open_for_writing, write_box
+from unet_core.volumes.writing import (
+    axis_names,
+    create_multiscale,
+    create_records_node,
+    open_for_writing,
+    read_box,
+    write_box,
+)
 
-__all__ = ["Store", "Volume", "create_multiscale", "open_for_writing", "write_box"]
+__all__ = [
+    "Store",
+    "Volume",
+    "axis_names",
+    "create_multiscale",
+    "create_records_node",
+    "open_for_writing",
+    "read_box",
+    "write_box",
+]

@@ -80,7 +80,15 @@ class Store:
         """Whether anything lies here. Creates nothing."""
         if not self.remote:
             return self.path.exists()
-        return any(len(batch) > 0 for batch in obstore.list(self._store, chunk_size=1))
+        try:
+            return any(len(batch) > 0 for batch in obstore.list(self._store, chunk_size=1))
+        except BaseError as error:
+            raise InputError(
+                "this store cannot be reached",
+                where=self.url,
+                found=str(error).splitlines()[0],
+                fix="check the bucket's name, AWS_ENDPOINT_URL, AWS_REGION and the credentials in AWS_*",
+            ) from None
 
     def read(self, key: str) -> bytes | None:
         """The object's bytes, or None where there is none."""

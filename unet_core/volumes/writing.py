@@ -81,7 +81,36 @@ def write_box(array: zarr.Array[Any], box: Box, data: NDArray[Any], *, timepoint
     One writer per shard is the planner's promise, not checked here: two processes that write parts of
     one shard lose data.
     """
-    axes = array.metadata.dimension_names or ()
+    axes = axis_names(array)
     selection: dict[Any, Any] = {"t": timepoint, "c": slice(None), **dict(zip(SPATIAL, box.slices))}
     present = [n for a, n in zip(SPATIAL, box.shape) if a in axes]
     array[tuple(selection[a] for a in axes)] = data.reshape(*data.shape[:-3], *present)
+
+
+def read_box(array: zarr.Array[Any], box: Box, *, timepoint: int = 0) -> NDArray[Any]:
+    """(channel, z, y, x) data of a box inside an array made by `create_multiscale`; one channel if it has none."""
+    axes = axis_names(array)
+    selection: dict[Any, Any] = {"t": timepoint, "c": slice(None), **dict(zip(SPATIAL, box.slices))}
+    data = np.asarray(array[tuple(selection[a] for a in axes)])
+    return data.reshape(-1, *box.shape)
+
+
+def create_records_node(store: Store, path: str) -> None:
+    """Make the folder of run records a Zarr array node, without data.
+
+    zarr-python warns about folders in a group that are no Zarr nodes; into an array nobody descends.
+    """
+    zarr.create_array(
+        store.zarr(read_only=False),
+        name=path,
+        shape=(0,),
+        dtype="uint8",
+        chunks=(1,),
+        attributes={"unet-flows": "run record and ledgers; no image data"},
+        overwrite=False,
+    )
+
+
+def axis_names(array: zarr.Array[Any]) -> tuple[str, ...]:
+    """The axes of an array made by `create_multiscale`, such as ("c", "z", "y", "x")."""
+    return tuple(str(name) for name in getattr(array.metadata, "dimension_names", None) or ())

@@ -1,0 +1,123 @@
+"""The exact overlap-tile engine: one network, one fixed tile shape, the same bits in whatever order.
+
+Source: Ronneberger 2015, "overlap-tile strategy". What makes it exact stands in DESIGN.md; here every
+tile goes through the same kernel at the same shape, with batch 1, and only its valid part is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from unet_core.errors import DataError, InputError
+from unet_core.geometry import Box
+from unet_core.model import UNet, channels_last, for_inference
+from unet_core.normalisation import Scale, require_finite
+from unet_core.tiling import Tile, Tiling
+from unet_core.volumes import Volume
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def device_kind() -> str:
+    """What runs share: "cuda" where a GPU is, else "cpu". A run keeps the kind it began with."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+class Predictor:
+    """A network ready to predict tiles on one device in one dtype."""
+
+    def __init__(self, network: UNet, *, scale: Scale, device: str, dtype: str = "float32") -> None:
+        if device == "cuda" and not torch.cuda.is_available():
+            raise InputError(
+                "this run needs a GPU and this process sees none",
+                expected="a CUDA device", found=f"torch {torch.__version__}, no CUDA device",
+                fix="run it where a GPU is; there is no silent fallback to the CPU",
+            )
+        self.spec = network.spec
+        self._scale = scale
+        self._device = torch.device(device)
+        self._dtype = DTYPES[dtype]
+        self._format = channels_last(self.spec.ndim)
+        # Two modes of float32 on GPUs would give two results; and an algorithm chosen by timing, many.
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cudnn.benchmark = False
+        torch.backends.cudnn.deterministic = True
+        model = for_inference(network).to(device=self._device, dtype=self._dtype)
+        self._model = model.to(memory_format=self._format)  # type: ignore[call-overload]
+
+    @torch.inference_mode()
+    def logits(self, data: NDArray[Any], tile: Tile) -> Tensor:
+        """(channel, z, y, x) raw intensities of `tile.read` to (class, z, y, x) logits of `tile.write`."""
+        flat = self.spec.ndim == 2
+        x = torch.from_numpy(self._scale.apply(data))
+        x = x.squeeze(1) if flat else x
+        x = x[None].to(device=self._device, dtype=self._dtype, memory_format=self._format)
+        logits = self._model(x)[0]
+        logits = logits.unsqueeze(1) if flat else logits
+        # The surplus above the last whole stride is another tile's: 388 -> 384.
+        result: Tensor = logits[(slice(None), *(slice(n) for n in tile.write.shape))]
+        return result
+
+    def classes(self, logits: Tensor) -> NDArray[np.uint8]:
+        """The most likely class per voxel, uint8 (z, y, x)."""
+        result: NDArray[np.uint8] = logits.argmax(dim=0).to(torch.uint8).cpu().numpy()
+        return result
+
+    def probabilities(self, logits: Tensor) -> NDArray[np.uint8]:
+        """Softmax as uint8 (class, z, y, x): p = v / 255."""
+        p = torch.softmax(logits.float(), dim=0)
+        result: NDArray[np.uint8] = p.mul_(255).round_().to(torch.uint8).cpu().numpy()
+        return result
+
+
+@dataclass(frozen=True)
+class BlockResult:
+    """One block's output, clipped to volume and ROI: classes (z, y, x), probabilities (class, z, y, x)."""
+
+    box: Box
+    classes: NDArray[np.uint8]
+    probabilities: NDArray[np.uint8] | None
+
+
+def predict_block(
+    volume: Volume, tiling: Tiling, index: int, predictor: Predictor, *, probabilities: bool = False
+) -> BlockResult:
+    """Compute one block: one read, one forward pass per tile.
+
+    Raises
+    ------
+    DataError
+        NaN or infinite intensities in what the block reads, with their place.
+    """
+    box = tiling.block_box(index)
+    read = tiling.block_read_box(index)
+    data = volume.read(read)
+    require_finite(data, read, volume, error=DataError)
+    classes = np.zeros(box.shape, np.uint8)
+    chances = np.zeros((predictor.spec.classes, *box.shape), np.uint8) if probabilities else None
+    for tile in tiling.tiles(index):
+        source = tile.read.relative_to(read.lower).slices
+        logits = predictor.logits(data[(slice(None), *source)], tile)
+        kept = tile.keep.relative_to(tile.write.lower).slices
+        target = tile.keep.relative_to(box.lower).slices
+        classes[target] = predictor.classes(logits)[kept]
+        if chances is not None:
+            chances[(slice(None), *target)] = predictor.probabilities(logits)[(slice(None), *kept)]
+    return BlockResult(box, classes, chances)
+
+
+def predict_tiles(
+    volume: Volume, tiling: Tiling, predictor: Predictor
+) -> Iterator[tuple[Box, NDArray[np.uint8]]]:
+    """All blocks of a tiling in this process, as (box, classes); for validation and tests."""
+    for index in range(len(tiling.blocks)):
+        result = predict_block(volume, tiling, index, predictor)
+        yield result.box, result.classes

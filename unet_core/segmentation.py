@@ -1,0 +1,365 @@
+"""The semantic segmentation of one volume as a plan, an output, and one function per block and stage.
+
+    request -> plan_segmentation -> SegmentPlan (plain data) -> start -> predict_block, block by block
+                                                                      -> pyramid levels, block by block
+
+Only the output's URL and a block index travel to workers: they find the plan in the run record.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from math import prod
+from typing import Any, Literal
+
+import numpy as np
+
+from unet_core import budget, inference, pyramid
+from unet_core.checkpoint import StoredModel, load_model
+from unet_core.errors import InputError
+from unet_core.geometry import Box, Shape, round_up
+from unet_core.ledger import Ledger, RunRecord, begin, begun, digest_of, require_complete
+from unet_core.metadata import PyramidLevel, pyramid_levels
+from unet_core.normalisation import Scale, measure, require_finite
+from unet_core.pyramid import PyramidPlan
+from unet_core.tiling import Footprint, Tiling, chunk_and_shard
+from unet_core.volumes import Store, Volume, create_multiscale, open_for_writing, write_box
+
+KIND = "segment"
+PREDICT = "predict"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentRequest:
+    """What is asked for. None and "auto" leave a choice to the plan; boxes and shapes are z, y, x."""
+
+    volume: str
+    model: str
+    to: str
+    roi: Box | None = None
+    level: int = 0
+    channels: tuple[int, ...] | None = None
+    timepoint: int = 0
+    probabilities: bool = False
+    tile: Shape | None = None
+    block: Shape | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    normalisation: Literal["volume", "model"] = "volume"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentPlan:
+    """Everything that was resolved, JSON-ready: the same plan gives the same bytes, whoever computes it."""
+
+    volume: str
+    level: int
+    channels: tuple[int, ...]
+    timepoint: int
+    model: str
+    model_digest: str
+    classes: tuple[str, ...]
+    probabilities: bool
+    dtype: str
+    device: str
+    tiling: Tiling
+    pyramid: PyramidPlan
+    scale: Scale | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        document = asdict(self)
+        document["tiling"] = {**asdict(self.tiling), "roi": str(self.tiling.roi)}
+        document["pyramid"] = self.pyramid.to_dict()
+        document["scale"] = None if self.scale is None else self.scale.to_dict()
+        return document
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> SegmentPlan:
+        t = data["tiling"]
+        shapes = {name: tuple(t[name]) for name in ("volume", "tile", "chunk", "shard", "block")}
+        return cls(
+            **{
+                **data,
+                "channels": tuple(data["channels"]),
+                "classes": tuple(data["classes"]),
+                "tiling": Tiling(
+                    roi=Box.parse(t["roi"]),
+                    footprint=Footprint(**{name: tuple(v) for name, v in t["footprint"].items()}),
+                    **shapes,
+                ),
+                "pyramid": PyramidPlan.from_dict(data["pyramid"]),
+                "scale": None if data["scale"] is None else Scale.from_dict(data["scale"]),
+            }
+        )
+
+    @property
+    def stages(self) -> dict[str, int]:
+        """Stages in order, with their number of blocks."""
+        counts = {PREDICT: len(self.tiling.blocks)}
+        for level in self.pyramid.levels[1:]:
+            counts[f"pyramid-{level.index}"] = self.pyramid.count(level.index)
+        return counts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """A plan with what it was made from and what it will cost. `resumed`: this run was begun before."""
+
+    request: SegmentRequest
+    plan: SegmentPlan
+    volume: Volume
+    model: StoredModel = field(repr=False)
+    memory: budget.WorkerMemory
+    disk: int
+    macs: int
+    resumed: bool
+
+    @property
+    def useful(self) -> float:
+        """Share of the arithmetic that a single endless tile would need too."""
+        return self.model.card.spec.macs_per_voxel() * self.plan.tiling.roi.size / self.macs
+
+    @property
+    def bytes_read(self) -> int:
+        """Decoded input bytes that the blocks read, context included."""
+        tiling = self.plan.tiling
+        # Blocks lie on a grid, so the sum over blocks is the product of the sums along the axes.
+        voxels = prod(_axis_reads(tiling, axis) for axis in range(3))
+        return voxels * self.volume.dtype.itemsize * len(self.volume.channels)
+
+
+def plan_segmentation(request: SegmentRequest, *, workers: int = 1, memory: int | None = None) -> Planned:
+    """Check everything that can be checked and decide everything that is open; writes nothing.
+
+    Parameters
+    ----------
+    workers
+        Worker processes that share `memory` bytes (None: what the machine has available).
+
+    Raises
+    ------
+    InputError
+        Whatever would make the run fail and can be known now.
+    """
+    model = load_model(request.model)
+    spec = model.card.spec
+    source = Store(request.volume)
+    require_complete(source)
+    volume = Volume.open(
+        request.volume, level=request.level, channels=request.channels, timepoint=request.timepoint
+    )
+    _check_fit(model, volume)
+    output = Store(request.to)
+    if output.url == source.url:
+        raise InputError("the output is the input", where=output.url, fix="choose another --to")
+    roi = request.roi or volume.box
+    if len(roi.lower) == 2:  # y, x of a plane
+        roi = Box((0, *roi.lower), (1, *roi.upper))
+    record = begun(output, KIND, _identity(request, volume, model, roi))
+    if record is not None:
+        plan = SegmentPlan.from_dict(record.plan)
+        if request.block is not None and request.block != plan.tiling.block:
+            raise InputError(
+                "this output was begun with other blocks",
+                where=output.url, expected=f"--block {_text(plan.tiling.block)}, or none",
+                found=_text(request.block),
+            )
+    else:
+        device = inference.device_kind()
+        dtype = "float32" if request.dtype == "auto" else request.dtype
+        limit = budget.tile_memory(device)
+        tile = request.tile or budget.choose_tile(spec, volume.shape, roi, dtype=dtype, memory=limit)
+        chunk, shard = chunk_and_shard(tile, volume.shape)
+        plan = SegmentPlan(
+            volume=volume.url,
+            level=request.level,
+            channels=volume.channels,
+            timepoint=request.timepoint,
+            model=model.url,
+            model_digest=model.digest,
+            classes=model.card.class_names,
+            probabilities=request.probabilities,
+            dtype=dtype,
+            device=device,
+            tiling=Tiling(
+                volume=volume.shape, roi=roi, footprint=Footprint.of(spec),
+                tile=tile, chunk=chunk, shard=shard, block=request.block or shard,
+            ),
+            pyramid=PyramidPlan(
+                levels=tuple(pyramid_levels(volume.shape, volume.voxel_size)),
+                shard=shard, method="mode", extent=roi,
+            ),
+        )
+    planned = Planned(
+        request=request,
+        plan=plan,
+        volume=volume,
+        model=model,
+        memory=budget.worker_memory(
+            spec, plan.tiling, dtype=plan.dtype,
+            input_item=volume.dtype.itemsize, probabilities=plan.probabilities,
+        ),
+        disk=budget.disk_bytes(plan.tiling, classes=spec.classes, probabilities=plan.probabilities),
+        macs=plan.tiling.tile_count * spec.macs(plan.tiling.read_shape[3 - spec.ndim :]),
+        resumed=record is not None,
+    )
+    budget.require_memory(planned.memory, plan.device, workers=workers, available=memory)
+    if not planned.resumed:
+        output.check_writable(planned.disk)
+        _probe_finite(volume, roi)
+    return planned
+
+
+def start(planned: Planned) -> SegmentPlan:
+    """Create the output's arrays and write the run record, or find those of the run begun before."""
+    if planned.resumed:
+        return planned.plan
+    request, volume, model = planned.request, planned.volume, planned.model
+    output = Store(request.to)
+    scale = model.card.scale
+    if request.normalisation == "volume":
+        scale = measure(volume, model.card.normalisation)
+    plan = SegmentPlan(**{**planned.plan.__dict__, "scale": scale})
+    tiling = plan.tiling
+    name = output.url.rsplit("/", 1)[-1].removesuffix(".zarr")
+    common: dict[str, Any] = {
+        "dtype": np.dtype(np.uint8),
+        "chunk": tiling.chunk,
+        "shard": tiling.shard,
+        "voxel_size": volume.voxel_size,
+        "origin": volume.origin,
+        "unit": volume.unit,
+    }
+    create_multiscale(
+        output,
+        kind="labels", axes=volume.spatial_axes, leading=(), levels=plan.pyramid.levels,
+        name=name, method="mode", source=_relative(volume.url, output), **common,
+    )
+    if plan.probabilities:
+        create_multiscale(
+            output.child("probabilities"),
+            kind="image", axes=f"c{volume.spatial_axes}", leading=(len(plan.classes),),
+            levels=[PyramidLevel(0, volume.shape, (1, 1, 1))], name=f"{name} probabilities", **common,
+        )
+    begin(output, RunRecord(KIND, _identity(request, volume, model, tiling.roi, plan), plan.to_dict()))
+    return plan
+
+
+class BlockWorker:
+    """What a worker process keeps between blocks: the plan, the volume, the network on its device."""
+
+    def __init__(self, url: str, plan: SegmentPlan) -> None:
+        model = load_model(plan.model)
+        if model.digest != plan.model_digest:
+            raise InputError(
+                "the model folder has changed since this run was begun",
+                where=plan.model, expected=plan.model_digest[:16], found=model.digest[:16],
+                fix="put the model back, or choose another --to",
+            )
+        if plan.scale is None:
+            raise InputError("this plan was never started", where=url)
+        self._plan = plan
+        self._output = Store(url)
+        self._volume = Volume.open(
+            plan.volume, level=plan.level, channels=plan.channels, timepoint=plan.timepoint
+        )
+        self._predictor = inference.Predictor(
+            model.network(), scale=plan.scale, device=plan.device, dtype=plan.dtype
+        )
+        self._labels = open_for_writing(self._output, "0")
+        self._probabilities = open_for_writing(self._output, "probabilities/0") if plan.probabilities else None
+
+    def predict(self, index: int) -> int:
+        """Compute and write one block, then record it; returns its voxels. Doing it twice is harmless."""
+        plan = self._plan
+        result = inference.predict_block(
+            self._volume, plan.tiling, index, self._predictor, probabilities=plan.probabilities
+        )
+        write_box(self._labels, result.box, result.classes)
+        written = [result.classes]
+        if self._probabilities is not None and result.probabilities is not None:
+            write_box(self._probabilities, result.box, result.probabilities)
+            written.append(result.probabilities)
+        Ledger(self._output, PREDICT, plan.stages[PREDICT]).commit(index, digest_of(*written))
+        return result.box.size
+
+
+def pyramid_block(url: str, plan: PyramidPlan, level: int, index: int) -> int:
+    """Compute, write and record one block of a pyramid level; returns its voxels."""
+    store = Store(url)
+    box = pyramid.write_block(store, plan, level, index)
+    Ledger(store, f"pyramid-{level}", plan.count(level)).commit(index, "0")
+    return box.size
+
+
+def _identity(
+    request: SegmentRequest, volume: Volume, model: StoredModel, roi: Box, plan: SegmentPlan | None = None
+) -> dict[str, Any]:
+    """What decides the results. With a plan, its choices stand in for what the request left open."""
+    tile = plan.tiling.tile if plan else request.tile
+    return {
+        "volume": volume.identity(),
+        "level": request.level,
+        "model": model.digest,
+        "roi": str(roi),
+        "probabilities": request.probabilities,
+        "normalisation": request.normalisation,
+        "tile": list(tile) if tile else None,
+        "dtype": plan.dtype if plan else request.dtype,
+        "device": plan.device if plan else None,
+        "batch": 1,
+    }
+
+
+def _check_fit(model: StoredModel, volume: Volume) -> None:
+    spec = model.card.spec
+    if len(volume.channels) != spec.in_channels:
+        raise InputError(
+            "the model was made for another number of channels",
+            where=volume.url,
+            expected=f"{spec.in_channels} channel{'s' if spec.in_channels > 1 else ''} ({model.url})",
+            found=f"{len(volume.channels)}: {', '.join(map(str, volume.channels))}",
+            fix=f"choose {spec.in_channels} with --channels, such as --channels "
+            + ",".join(str(c) for c in range(spec.in_channels)),
+        )
+    if spec.ndim == 3 and "z" not in volume.axes:
+        raise InputError(
+            "a 3D model cannot segment a plane",
+            where=volume.url, expected="a volume with axes z, y, x", found=f"axes {', '.join(volume.axes)}",
+            fix="use a 2D model",
+        )
+
+
+def _probe_finite(volume: Volume, roi: Box) -> None:
+    """Look at the ROI's first, middle and last chunk of a float volume before anything starts."""
+    if volume.dtype.kind != "f":
+        return
+    chunk = volume.chunk_shape
+    last = tuple(b - 1 for b in roi.upper)
+    middle = tuple((a + b) // 2 for a, b in zip(roi.lower, roi.upper))
+    for corner in (roi.lower, middle, last):
+        start = tuple(c // n * n for c, n in zip(corner, chunk))
+        box = Box(start, tuple(s + n for s, n in zip(start, chunk))).intersect(roi)
+        require_finite(volume.read(box), box, volume, error=InputError)
+
+
+def _axis_reads(tiling: Tiling, axis: int) -> int:
+    """Voxels read along one axis by one row of blocks, clipped to the volume."""
+    block, tile, foot = tiling.block[axis], tiling.tile[axis], tiling.footprint
+    low, high = tiling.roi.lower[axis], tiling.roi.upper[axis]
+    total = 0
+    for start in range(low // block * block, high, block):
+        first = max(start, low) // tile * tile - foot.lower[axis]
+        last = round_up(min(start + block, high), tile) + foot.upper[axis]
+        total += min(last, tiling.volume[axis]) - max(first, 0)
+    return total
+
+
+def _relative(source: str, output: Store) -> str:
+    """The source image as the spec wants it: relative to the label image where both are local."""
+    return source if output.remote or "://" in source else os.path.relpath(source, output.url)
+
+
+def _text(shape: Shape) -> str:
+    return ",".join(map(str, shape))
