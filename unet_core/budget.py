@@ -20,7 +20,7 @@ from unet_core.tiling import Footprint, Tiling
 GIB = 2**30
 # A worker process with torch, zarr and distributed loaded, before it holds any voxel (measured).
 WORKER_BASE = 450 * 2**20
-ITEM_SIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
+ITEM_SIZE = {"float32": 4, "auto": 4, "bfloat16": 2, "float16": 2}
 # A tile is never chosen larger than this, so that blocks stay short enough to retry and to share out.
 TILE_MEMORY = 3 * GIB
 

@@ -6,6 +6,7 @@ labels is another label. Images go by mean.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, Literal
@@ -52,7 +53,7 @@ class PyramidPlan:
         }
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> PyramidPlan:
+    def from_dict(cls, data: Mapping[str, Any]) -> PyramidPlan:
         return cls(
             levels=tuple(PyramidLevel(i, tuple(s), tuple(f)) for i, (s, f) in enumerate(data["levels"])),
             shard=tuple(data["shard"]),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from math import prod
 from typing import Any, Literal
 
@@ -167,7 +167,9 @@ def plan_segmentation(request: SegmentRequest, *, workers: int = 1, memory: int 
             )
     else:
         device = inference.device_kind()
-        dtype = "float32" if request.dtype == "auto" else request.dtype
+        # Without a fast 16-bit type there is nothing to decide; else `start` decides on a real tile.
+        undecided = request.dtype == "auto" and inference.fast_dtype(device) is not None
+        dtype = "auto" if undecided else "float32" if request.dtype == "auto" else request.dtype
         limit = budget.tile_memory(device)
         tile = request.tile or budget.choose_tile(spec, volume.shape, roi, dtype=dtype, memory=limit)
         chunk, shard = chunk_and_shard(tile, volume.shape)
@@ -220,8 +222,14 @@ def start(planned: Planned) -> SegmentPlan:
     scale = model.card.scale
     if request.normalisation == "volume":
         scale = measure(volume, model.card.normalisation)
-    plan = SegmentPlan(**{**planned.plan.__dict__, "scale": scale})
+    plan = replace(planned.plan, scale=scale)
     tiling = plan.tiling
+    if plan.dtype == "auto":
+        tile = next(tiling.tiles(len(tiling.blocks) // 2))
+        dtype = inference.choose_dtype(
+            model.network(), volume.read(tile.read), tile, scale=scale, device=plan.device
+        )
+        plan = replace(plan, dtype=dtype)
     name = output.url.rsplit("/", 1)[-1].removesuffix(".zarr")
     common: dict[str, Any] = {
         "dtype": np.dtype(np.uint8),

@@ -1,0 +1,188 @@
+"""`unet-flows`: each command a thin way into a flow or a core function. Imports nothing heavy by itself."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from flows.config import Config, IngestConfig, SegmentConfig, TargetName, TrainConfig
+from unet_core.errors import InputError, UnetFlowsError
+
+app = typer.Typer(
+    name="unet-flows",
+    help="Exact tiled U-Net segmentation of microscopy volumes too big for one machine.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there")]
+
+
+def options_of(model: type[Config], **extra: inspect.Parameter) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the fields of a config as arguments and options: one schema, one help text."""
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        own = [p for p in inspect.signature(function, eval_str=True).parameters.values() if p.kind != p.VAR_KEYWORD]
+        parameters = []
+        for name, field in model.model_fields.items():
+            hints = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+            if hints.get("file_only"):
+                continue
+            if hints.get("argument"):
+                mark: Any = typer.Argument(help=field.description, show_default=False)
+            else:
+                flag = str(hints.get("option", f"--{name.replace('_', '-')}"))
+                mark = typer.Option(*([flag] if field.annotation is not bool else [flag]), help=field.description)
+            kind: Any = field.annotation
+            required = field.is_required()
+            default = inspect.Parameter.empty if required else field.default
+            if not required and model is TrainConfig:
+                # A flag that is not given leaves the TOML file's value alone.
+                default, kind = None, kind if type(None) in getattr(kind, "__args__", ()) else kind | None
+            parameters.append(
+                inspect.Parameter(
+                    name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, mark]
+                )
+            )
+        function.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*parameters, *own)]
+        )
+        return function
+
+    return decorate
+
+
+@app.command()
+@options_of(IngestConfig)
+def ingest(as_json: AsJson = False, **parameters: Any) -> None:
+    """Convert TIFF, HDF5, NPZ or PNG to a sharded, multiscale OME-Zarr volume."""
+    _quiet_prefect()
+    from flows.ingest import ingest as flow
+    from flows.ingest import plan
+    from flows.config import validate
+    from flows.summary import print_run
+
+    plan(validate(IngestConfig, parameters))
+    _report(flow(**parameters), as_json, print_run)
+
+
+@app.command()
+@options_of(TrainConfig)
+def train(
+    config: Annotated[str | None, typer.Argument(help="TOML file; flags given as well win over it", show_default=False)] = None,
+    as_json: AsJson = False,
+    **parameters: Any,
+) -> None:
+    """Train a U-Net on labelled boxes of one or several volumes."""
+    _quiet_prefect()
+    from flows.train import prepare
+    from flows.train import read_config
+    from flows.train import train as flow
+    from flows.summary import print_training
+
+    settings = read_config(config, {k: v for k, v in parameters.items() if v is not None})
+    prepare(settings)
+    _report(flow(**settings.model_dump()), as_json, print_training)
+
+
+@app.command()
+@options_of(SegmentConfig)
+def segment(
+    plan: Annotated[bool, typer.Option("--plan", help="Print what would be done and what it costs; start nothing")] = False,
+    as_json: AsJson = False,
+    **parameters: Any,
+) -> None:
+    """Segment a volume: exact overlapping tiles in, one seamless label volume out."""
+    _quiet_prefect()
+    from flows.config import validate
+    from flows.segment import plan as make_plan
+    from flows.summary import plan_document, print_plan, print_run
+
+    config = validate(SegmentConfig, parameters)
+    planned = make_plan(config)
+    document = plan_document(planned, workers=config.workers or 1)
+    if plan:
+        _report(document, as_json, print_plan)
+        return
+    if not as_json:
+        print_plan(document)
+    from flows.segment import segment as flow
+
+    _report(flow(**parameters), as_json, print_run)
+
+
+@app.command()
+def evaluate(
+    labels: Annotated[str, typer.Argument(help="Predicted label volume")],
+    truth: Annotated[str, typer.Argument(help="True label volume: classes, or instance ids with --target")],
+    target: Annotated[str | None, typer.Option(help="Make classes from instance ids: foreground or boundary")] = None,
+    roi: Annotated[str | None, typer.Option(help="Only this box, as z0:z1,y0:y1,x0:x1")] = None,
+    partial: Annotated[bool, typer.Option("--partial", help="Evaluate labels that are not complete, too")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Compare labels with the truth: IoU, Dice and pixel error per class, block by block."""
+    from flows.config import choice
+    from flows.evaluate import evaluate as run
+    from flows.report import scores_table
+
+    scores = run(labels, truth, target=choice("--target", target, TargetName), roi=roi, partial=partial)
+    document = {"command": "evaluate", "labels": labels, "truth": truth, **scores.to_dict()}
+    _report(document, as_json, lambda _: print_table(scores_table(scores)))
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Check this machine: versions, devices, memory, whether Prefect and Dask start here."""
+    from flows.doctor import examine, findings_table
+
+    findings = examine()
+    _report([f.to_dict() for f in findings], as_json, lambda _: print_table(findings_table(findings)))
+    if not all(f.ok for f in findings):
+        raise typer.Exit(1)
+
+
+def print_table(table: Any) -> None:
+    from rich.console import Console
+
+    Console().print(table)
+
+
+def main() -> None:
+    """Run the command line. Exit codes: 0 done, 1 partial or failed, 2 bad input, 130 interrupted."""
+    try:
+        code = app(standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except typer.TyperException as error:
+        _fail(InputError(error.format_message(), fix="unet-flows --help, or COMMAND --help"))
+    except UnetFlowsError as error:
+        _fail(error)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on where it stopped", file=sys.stderr)
+        sys.exit(130)
+
+
+def _fail(error: UnetFlowsError) -> None:
+    if "--json" in sys.argv:
+        print(json.dumps({"status": "failed", "error": error.as_dict()}, indent=1))
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(error.exit_code)
+
+
+def _report(document: Any, as_json: bool, show: Callable[[Any], None]) -> None:
+    if as_json:
+        print(json.dumps(document, indent=1))
+    else:
+        show(document)
+
+
+def _quiet_prefect() -> None:
+    """The terminal shows our progress and our errors; Prefect's log lines go to its UI and API."""
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")

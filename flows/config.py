@@ -1,0 +1,240 @@
+"""What people may ask for: one strict schema behind flow parameters, command-line options and TOML files.
+
+Fields are flat and of plain types, because Prefect's deployments replace whole top-level parameters.
+Imports nothing heavy: `unet-flows --help` reads this module.
+"""
+
+from __future__ import annotations
+
+import inspect
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from unet_core.errors import InputError
+from unet_core.geometry import Box, Shape
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+TargetName = Literal["semantic", "foreground", "boundary"]
+Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class Config(BaseModel):
+    """Base of all schemas: unknown fields are refused, nothing is coerced silently."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def argument(description: str) -> Any:
+    """A required field that the command line takes by position."""
+    return Field(description=description, json_schema_extra={"argument": True})
+
+
+class SegmentConfig(Config):
+    """Parameters of `segment`. Boxes and shapes are z, y, x in voxels of `level`."""
+
+    volume: str = argument("OME-Zarr image or Zarr array to segment; a local path or s3:// URL")
+    model: str = Field(description="Model folder, as `train` writes it")
+    to: str = Field(description="Label volume to write, such as labels.zarr")
+    roi: str | None = Field(None, description="Only this box, as z0:z1,y0:y1,x0:x1; the output keeps the volume's shape")
+    level: Count = Field(0, description="Pyramid level to segment; 0 is the finest")
+    channels: str | None = Field(None, description="Channels that the model sees, such as 0 or 0,2")
+    timepoint: Count = Field(0, description="Time point to segment")
+    probabilities: bool = Field(False, description="Also write class probabilities as uint8, p = v / 255")
+    tile: str | None = Field(None, description="Output box of one forward pass, z,y,x; multiples of the stride")
+    block: str | None = Field(None, description="Unit of scheduling and resuming, z,y,x; whole tiles and shards")
+    dtype: Dtype = Field("auto", description="Arithmetic of the network")
+    normalisation: Literal["volume", "model"] = Field(
+        "volume", description="Intensity scale measured on this volume, or the training data's own"
+    )
+    workers: int | None = Field(None, ge=1, description="Worker processes on this machine; the default is one with all cores")
+    cluster: str | None = Field(None, description="TOML file that says where Dask workers come from")
+
+
+class IngestConfig(Config):
+    """Parameters of `ingest`."""
+
+    sources: list[str] = argument("TIFF, HDF5, NPZ or PNG files; several files are planes of one stack")
+    to: str = Field(description="OME-Zarr volume to write, such as volume.zarr")
+    dataset: str | None = Field(None, description="Name of the dataset inside an HDF5 or NPZ file")
+    axes: str | None = Field(None, description="Axes of the source, such as zyx or zcyx, where it does not say")
+    voxel_size: str | None = Field(None, description="Physical voxel size z,y,x, such as 50,4,4")
+    unit: str | None = Field(None, description="Unit of the voxel size, such as nanometer or micrometer")
+    kind: Literal["image", "labels"] = Field(
+        "image", description="Labels are down-sampled by the most frequent label, images by the mean",
+        json_schema_extra={"option": "--as"},
+    )
+
+
+class Pair(Config):
+    """An image with labels, and the box of it that counts."""
+
+    image: str
+    labels: str
+    region: str | None = None
+
+
+class TrainConfig(Config):
+    """Parameters of `train`; a TOML file holds the same names.
+
+    One pair is given by `image`, `labels`, `region` and `validation_region`; several, in a TOML file, as
+    [[pairs]] and [[validation]] tables.
+    """
+
+    to: str = Field(description="Model folder to write")
+    image: str | None = Field(None, description="OME-Zarr image to train on")
+    labels: str | None = Field(None, description="Its labels: classes or instance ids")
+    region: str | None = Field(None, description="Box of the image to train on, z0:z1,y0:y1,x0:x1")
+    validation_region: str | None = Field(None, description="Box of the image held out to validate on")
+    pairs: list[Pair] = Field([], json_schema_extra={"file_only": True})
+    validation: list[Pair] = Field([], json_schema_extra={"file_only": True})
+    target: TargetName = Field(
+        "semantic", description="What to learn: classes as they are, or foreground or boundary of instances"
+    )
+    classes: Annotated[int, Field(ge=2)] = Field(2, description="Number of classes, background included")
+    channels: str | None = Field(None, description="Channels that the model sees, such as 0 or 0,2")
+    ndim: Literal[2, 3] = Field(3, description="2 trains on planes, 3 on volumes")
+    depth: Annotated[int, Field(ge=0, le=6)] = Field(2, description="Number of poolings")
+    base: Positive = Field(16, description="Feature channels of the top level; they double per level")
+    anisotropic_levels: Count = Field(0, description="Levels from the top that leave z alone")
+    upsampling: Literal["nearest", "transpose"] = Field("transpose", description="How the network goes up again")
+    norm: Literal["none", "batch"] = Field("none", description="Batch norm after each convolution, folded for inference")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="Dropout at the end of the contracting path")
+    patch: str | None = Field(None, description="Output box of one training patch, z,y,x (y,x in 2D)")
+    batch: Positive = Field(1, description="Patches per step")
+    steps: Positive = Field(400, description="Optimiser steps")
+    learning_rate: Annotated[float, Field(gt=0, lt=1)] = Field(2e-3, description="Peak learning rate of AdamW")
+    class_weights: Literal["none", "balanced"] = Field("none", description="Weigh classes in the loss by rarity")
+    validate_every: Positive = Field(100, description="Steps between validations")
+    seed: Count = Field(0, description="Of weights, patches and augmentation")
+
+
+class ClusterConfig(Config):
+    """Where Dask workers come from; the TOML file behind `--cluster`."""
+
+    kind: Literal["local", "address", "class"] = "local"
+    workers: Positive = 1
+    threads: int | None = Field(None, ge=1, description="Threads of one worker's arithmetic; all cores shared evenly")
+    address: str | None = Field(None, description="Address of a running scheduler, for kind = address")
+    cluster_class: str | None = Field(None, description="Import path of a cluster class, for kind = class")
+    arguments: dict[str, Any] = Field({}, description="Keyword arguments of that class")
+
+
+C = TypeVar("C", bound=Config)
+
+
+def validate(model: type[C], values: dict[str, Any], *, where: str | None = None) -> C:
+    """Values to a config.
+
+    Raises
+    ------
+    InputError
+        Every unknown, missing or ill-typed field, in one message.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        problems = [(".".join(map(str, e["loc"])) or "the whole", e["msg"]) for e in error.errors()]
+        raise InputError(
+            "these parameters are not valid" if len(problems) > 1 else "this parameter is not valid",
+            where=where,
+            expected=f"fields of {model.__name__}: {', '.join(model.model_fields)}"
+            if any("Extra inputs" in message for _, message in problems)
+            else None,
+            found="; ".join(
+                f"{place}: {'unknown key' if message.startswith('Extra inputs') else message}"
+                for place, message in problems
+            ),
+        ) from None
+
+
+def read_toml(path: str) -> dict[str, Any]:
+    """A TOML file as a dict; InputError where it is missing or does not parse."""
+    try:
+        return tomllib.loads(Path(path).read_text())
+    except OSError as error:
+        raise InputError("this file cannot be read", where=path, found=error.strerror) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError("this is not TOML", where=path, found=error) from None
+
+
+def read_cluster(path: str | None, *, workers: int | None) -> ClusterConfig:
+    """The cluster to use: that of a TOML file, with `workers` over what it says, or the local default."""
+    values = read_toml(path) if path else {}
+    table = values.get("cluster", values)
+    return validate(ClusterConfig, {**table, **({"workers": workers} if workers else {})}, where=path)
+
+
+def choice(name: str, value: str | None, choices: Any) -> Any:
+    """A value that must be one of a Literal's; InputError lists them."""
+    if value is not None and value not in get_args(choices):
+        raise InputError(f"{name} is not known", expected=" or ".join(get_args(choices)), found=value)
+    return value
+
+
+def parse_box(text: str | None) -> Box | None:
+    return None if text is None else Box.parse(text)
+
+
+def parse_shape(name: str, text: str | None, *, ndim: int = 3) -> Shape | None:
+    """`z,y,x` or `y,x` as a shape of `ndim` axes; InputError names the option."""
+    if text is None:
+        return None
+    values = parse_integers(name, text)
+    if ndim == 3 and len(values) == 2:
+        values = (1, *values)
+    if len(values) != ndim or min(values) < 1:
+        raise InputError(
+            f"{name} is not a shape", expected=f"{'z,y,x' if ndim == 3 else 'y,x'}, positive integers", found=text
+        )
+    return values
+
+
+def parse_integers(name: str, text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"{name} is not a list of integers", expected="such as 0 or 0,1,2", found=text) from None
+
+
+def parse_numbers(name: str, text: str | None) -> tuple[float, ...] | None:
+    try:
+        return None if text is None else tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"{name} is not a list of numbers", expected="such as 50,4,4", found=text) from None
+
+
+def signature_of(model: type[Config]) -> inspect.Signature:
+    """The config's fields as keyword parameters, for Prefect's parameter form."""
+    return inspect.Signature(
+        [
+            inspect.Parameter(
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=inspect.Parameter.empty if field.is_required() else field.get_default(call_default_factory=True),
+                annotation=Annotated[field.annotation, *field.metadata, Field(description=field.description)],
+            )
+            for name, field in _required_first(model)
+        ]
+    )
+
+
+def takes(model: type[Config]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a function of `**parameters` the signature of a config, so that the schema stands in one place."""
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        function.__signature__ = signature_of(model)  # type: ignore[attr-defined]
+        function.__annotations__ = {p.name: p.annotation for p in signature_of(model).parameters.values()}
+        lines = [f"    {name}: {field.description}" for name, field in model.model_fields.items()]
+        function.__doc__ = "\n".join([function.__doc__ or "", "", "Args:", *lines])
+        return function
+
+    return decorate
+
+
+def _required_first(model: type[Config]) -> list[tuple[str, Any]]:
+    return sorted(model.model_fields.items(), key=lambda item: not item[1].is_required())

@@ -1,0 +1,144 @@
+"""What a plan or a finished run looks like, as a JSON-ready document and as a table in the terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from unet_core.geometry import Shape
+from unet_core.inference import measure_speed
+from unet_core.segmentation import Planned
+
+
+def plan_document(planned: Planned, *, workers: int) -> dict[str, Any]:
+    """The plan of a segmentation with what it will cost; bytes, voxels and seconds."""
+    plan, tiling = planned.plan, planned.plan.tiling
+    dtype = "float32" if plan.dtype == "auto" else plan.dtype
+    speed = measure_speed(planned.model.network(), device=plan.device, dtype=dtype)
+    return {
+        "command": "segment --plan",
+        "resumes": planned.resumed,
+        "volume": {
+            "url": plan.volume,
+            "shape": list(planned.volume.shape),
+            "dtype": str(planned.volume.dtype),
+            "channels": list(plan.channels),
+            "voxel_size": list(planned.volume.voxel_size),
+            "unit": planned.volume.unit,
+        },
+        "roi": str(tiling.roi),
+        "output": planned.request.to,
+        "model": {"url": plan.model, "digest": plan.model_digest, "classes": list(plan.classes)},
+        "device": plan.device,
+        "dtype": plan.dtype,
+        "tile": {
+            "write": list(tiling.tile),
+            "read": list(tiling.read_shape),
+            "context_lower": list(tiling.footprint.lower),
+            "context_upper": list(tiling.footprint.upper),
+            "stride": list(tiling.footprint.stride),
+            "count": tiling.tile_count,
+        },
+        "block": {"shape": list(tiling.block), "count": len(tiling.blocks)},
+        "chunk": list(tiling.chunk),
+        "shard": list(tiling.shard),
+        "stages": plan.stages,
+        "bytes_read": planned.bytes_read,
+        "bytes_written_at_most": planned.disk,
+        "memory_per_worker": planned.memory.total,
+        "memory_of_one_forward_pass": planned.memory.forward,
+        "workers": workers,
+        "macs": planned.macs,
+        "useful_share_of_arithmetic": round(planned.useful, 4),
+        "seconds_predicted": round(planned.macs / speed, 1),
+    }
+
+
+def print_plan(document: dict[str, Any]) -> None:
+    """The plan as a table on stdout."""
+    volume, tile, block = document["volume"], document["tile"], document["block"]
+    size = " × ".join(f"{v:g}" for v in volume["voxel_size"])
+    rows = [
+        ("volume", f"{volume['url']}  {_shape(volume['shape'])} {volume['dtype']}, voxel {size} {volume['unit'] or ''}"),
+        ("region", f"{document['roi']}  ({_voxels(document['roi'])})"),
+        ("output", f"{document['output']}{'  (goes on with a run begun before)' if document['resumes'] else ''}"),
+        ("model", f"{document['model']['url']}  classes {', '.join(document['model']['classes'])}"),
+        ("arithmetic", f"{document['dtype']} on {document['device']}, {2 * document['macs'] / 1e12:,.1f} TFLOP,"
+         f" {document['useful_share_of_arithmetic']:.0%} of it useful"),
+        ("tiles", f"{tile['count']:,} of {_shape(tile['write'])}, each read as {_shape(tile['read'])}"),
+        ("blocks", f"{block['count']:,} of {_shape(block['shape'])}; {len(document['stages'])} stages"),
+        ("reads", _bytes(document["bytes_read"])),
+        ("writes", f"at most about {_bytes(document['bytes_written_at_most'])}"),
+        ("memory", f"{_bytes(document['memory_per_worker'])} in each of {document['workers']} worker(s),"
+         f" {_bytes(document['memory_of_one_forward_pass'])} of it for one forward pass"),
+        ("time", f"about {_seconds(document['seconds_predicted'])} of arithmetic on this machine's cores"),
+    ]
+    _print_rows("plan", rows)
+
+
+def print_run(document: dict[str, Any]) -> None:
+    """How a run went, as a table on stdout."""
+    table = Table(title=f"{document['command']}: {document['status']}", title_justify="left")
+    for name, justify in (("stage", "left"), ("done", "right"), ("skipped", "right"), ("failed", "right"),
+                          ("seconds", "right"), ("Mvoxel/s", "right")):
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    for stage, s in document["stages"].items():
+        speed = f"{s['voxels'] / s['seconds'] / 1e6:.2f}" if s["seconds"] else ""
+        table.add_row(stage, f"{s['done']:,}", f"{s['skipped']:,}", f"{len(s['failed']):,}", f"{s['seconds']:.1f}", speed)
+    console = Console()
+    console.print(table)
+    console.print(f"{document['output']}  in {_seconds(document['seconds'])}", soft_wrap=True, highlight=False)
+
+
+def print_training(document: dict[str, Any]) -> None:
+    """How a training went, as a table on stdout."""
+    rows = [
+        ("model", document["model"]),
+        ("best step", f"{document['best_step']} of {document['steps']}, last loss {document['loss']:.4f}"),
+        ("time", _seconds(document["seconds"])),
+    ]
+    scores = document["validation"]
+    if scores is None:
+        rows.append(("validation", "none: no region was held out"))
+    else:
+        for name, values in scores["classes"].items():
+            rows.append((f"IoU {name}", "-" if values["iou"] is None else f"{values['iou']:.3f}"))
+        rows.append(("voxel error", f"{scores['pixel_error']:.3f} on regions held out"))
+    _print_rows("train: complete", rows)
+
+
+def _print_rows(title: str, rows: list[tuple[str, str]]) -> None:
+    table = Table(title=title, title_justify="left", show_header=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(name, value)
+    Console().print(table)
+
+
+def _shape(shape: Shape | list[int]) -> str:
+    return "×".join(map(str, shape))
+
+
+def _voxels(box: str) -> str:
+    from unet_core.geometry import Box
+
+    return f"{Box.parse(box).size:,} voxels"
+
+
+def _bytes(n: float) -> str:
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if n < 1000:
+            return f"{n:.3g} {unit}"
+        n /= 1000
+    return f"{n:.3g} PB"
+
+
+def _seconds(s: float) -> str:
+    if s < 120:
+        return f"{s:.0f} s"
+    if s < 2 * 3600:
+        return f"{s / 60:.0f} min"
+    return f"{s / 3600:.1f} h" if s < 72 * 3600 else f"{s / 86400:.1f} days"

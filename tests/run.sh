@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Lint, types, import contracts and all tests; sets up .venv first. Arguments go to pytest.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+# shellcheck source=deploy/setup.sh
+source deploy/setup.sh test
+ruff check .
+mypy
+lint-imports
+exec pytest "$@"

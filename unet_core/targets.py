@@ -1,0 +1,112 @@
+"""From labels (instance ids, semantic classes) to the classes that a network predicts; numpy only.
+
+Every class is found from a voxel and its face neighbours, so a box of labels with `MARGIN` extra
+voxels on every side gives the same classes as the whole volume does.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unet_core.errors import InputError
+
+Target = Literal["semantic", "foreground", "boundary"]
+MARGIN = 1  # voxels that `classes_of` needs beyond the box, on every side of every axis
+IGNORE = 255  # the class of voxels that nobody labelled: no loss, no measure
+
+
+def classes_of(
+    labels: NDArray[Any], target: Target, *, planar: bool = False, ignore: int | None = None
+) -> NDArray[np.uint8]:
+    """Classes of a box of labels.
+
+    "semantic": the labels are the classes. "foreground": 1 where the id is above 0. "boundary": 1 where
+    a face neighbour has another id, on both sides of the face: skimage's
+    `find_boundaries(mode="thick", connectivity=1)` on the whole volume.
+
+    Id 0 is an id like any other to "boundary". Thin lines of 0 between segments are therefore boundary
+    (all but 4 in a million voxels of fibsem_gala_mini, which marks its boundaries so), and the inside
+    of a wide region of 0 is not: extracellular background has no membrane within.
+
+    Parameters
+    ----------
+    labels
+        (z, y, x) integers, the box with `MARGIN` voxels more on every side of every axis, mirrored
+        at the volume's faces as `Volume.read` does it. A mirrored neighbour never makes a boundary:
+        it equals the one on the other side, which counts anyway, and an axis of one voxel repeats it.
+    planar
+        Only y and x have neighbours: the planes are images of their own, as a 2D network sees them.
+    ignore
+        Label of voxels that nobody labelled; they become `IGNORE`, and make no boundary.
+
+    Returns
+    -------
+    uint8 (z, y, x), without the margin.
+
+    Raises
+    ------
+    InputError
+        Labels that are not integers, semantic labels outside 0 to 254, an unknown target.
+    """
+    require_target(target)
+    if labels.dtype.kind not in "uib":
+        raise InputError("labels must be integers", expected="ids or classes", found=labels.dtype)
+    inside = labels[(slice(MARGIN, -MARGIN),) * 3]
+    unlabelled = np.zeros(inside.shape, bool) if ignore is None else inside == ignore
+    if target == "semantic":
+        known = np.where(unlabelled, 0, inside)
+        if known.size and not 0 <= known.min() <= known.max() < IGNORE:
+            raise InputError(
+                "semantic labels must be classes",
+                expected=f"0 to {IGNORE - 1}",
+                found=f"{known.min()} to {known.max()}",
+                fix='for instance ids use the target "foreground" or "boundary"',
+            )
+        classes = known.astype(np.uint8)
+    elif target == "foreground":
+        classes = (inside > 0).astype(np.uint8)
+    else:
+        classes = _touches_another(labels, axes=(1, 2) if planar else (0, 1, 2), ignore=ignore)
+    classes[unlabelled] = IGNORE
+    return classes
+
+
+def class_names(target: Target, classes: int) -> tuple[str, ...]:
+    """What the network's classes mean, background first.
+
+    Raises
+    ------
+    InputError
+        An unknown target, or a number of classes that the target does not have.
+    """
+    require_target(target)
+    if target == "semantic":
+        return ("background", *(f"class {k}" for k in range(1, classes)))
+    if classes != 2:
+        raise InputError(f'the target "{target}" has two classes', where="classes", expected=2, found=classes)
+    return ("background", "foreground") if target == "foreground" else ("interior", "boundary")
+
+
+def require_target(target: str) -> None:
+    """Refuse a target that is not one."""
+    if target not in get_args(Target):
+        raise InputError("this target is not known", expected=get_args(Target), found=repr(target))
+
+
+def _touches_another(labels: NDArray[Any], *, axes: tuple[int, ...], ignore: int | None) -> NDArray[np.uint8]:
+    inside = [slice(MARGIN, -MARGIN)] * 3
+    found = np.zeros(tuple(n - 2 * MARGIN for n in labels.shape), bool)
+    for axis in axes:
+        lines = labels[tuple(slice(None) if a == axis else s for a, s in enumerate(inside))]
+        lines = np.moveaxis(lines, axis, 0)
+        differs = lines[1:] != lines[:-1]
+        if ignore is not None:
+            known = lines != ignore
+            differs &= known[1:] & known[:-1]
+        view = np.moveaxis(found, axis, 0)
+        view |= differs[1:]  # the neighbour above
+        view |= differs[:-1]  # the neighbour below
+    return found.view(np.uint8)
