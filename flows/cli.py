@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
@@ -123,36 +124,46 @@ def segment(
 def evaluate(
     labels: Annotated[str, typer.Argument(help="Predicted label volume")],
     truth: Annotated[str, typer.Argument(help="True label volume: classes, or instance ids with --target")],
-    target: Annotated[str | None, typer.Option(help="Make classes from instance ids: foreground or boundary")] = None,
+    target: Annotated[
+        str | None, typer.Option(help="Make classes from instance ids: foreground or boundary")
+    ] = None,
     roi: Annotated[str | None, typer.Option(help="Only this box, as z0:z1,y0:y1,x0:x1")] = None,
-    partial: Annotated[bool, typer.Option("--partial", help="Evaluate labels that are not complete, too")] = False,
+    image: Annotated[str | None, typer.Option(help="The image, for --trivial and --picture")] = None,
+    trivial: Annotated[
+        str | None, typer.Option(help="Also score trivial answers that are chosen on this box")
+    ] = None,
+    picture: Annotated[
+        str | None, typer.Option(help="PNG to write: raw, truth, prediction, differences")
+    ] = None,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Evaluate labels that are not complete, too")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Compare labels with the truth: IoU, Dice and pixel error per class, block by block."""
     from flows.config import choice
     from flows.evaluate import evaluate as run
-    from flows.report import scores_table
+    from flows.summary import print_evaluation
 
-    scores = run(labels, truth, target=choice("--target", target, TargetName), roi=roi, partial=partial)
-    document = {"command": "evaluate", "labels": labels, "truth": truth, **scores.to_dict()}
-    _report(document, as_json, lambda _: print_table(scores_table(scores)))
+    result = run(
+        labels, truth, target=choice("--target", target, TargetName), roi=roi, partial=partial,
+        image=image, trivial_from=trivial, picture=picture,
+    )
+    document = {"command": "evaluate", "labels": labels, "truth": truth, **result.to_dict()}
+    _report(document, as_json, lambda _: print_evaluation(result))
 
 
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
     """Check this machine: versions, devices, memory, whether Prefect and Dask start here."""
-    from flows.doctor import examine, findings_table
+    from flows.doctor import examine
+    from flows.summary import print_findings
 
     findings = examine()
-    _report([f.to_dict() for f in findings], as_json, lambda _: print_table(findings_table(findings)))
+    document = {"command": "doctor", "findings": [asdict(f) for f in findings]}
+    _report(document, as_json, lambda _: print_findings(findings))
     if not all(f.ok for f in findings):
         raise typer.Exit(1)
-
-
-def print_table(table: Any) -> None:
-    from rich.console import Console
-
-    Console().print(table)
 
 
 def main() -> None:

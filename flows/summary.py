@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
-from unet_core.geometry import Shape
+from flows.evaluate import Evaluation
+from flows.report import comparison_table, scores_table
+from unet_core.geometry import Box, Shape
 from unet_core.inference import measure_speed
 from unet_core.segmentation import Planned
+
+if TYPE_CHECKING:
+    from flows.doctor import Finding
 
 
 def plan_document(planned: Planned, *, workers: int) -> dict[str, Any]:
@@ -109,6 +115,28 @@ def print_training(document: dict[str, Any]) -> None:
     _print_rows("train: complete", rows)
 
 
+def print_evaluation(result: Evaluation) -> None:
+    """Scores per class, and the trivial answers beside them where they were asked for."""
+    console = Console()
+    console.print(scores_table(result.scores))
+    if result.trivial is not None:
+        answers = {
+            "prediction": result.scores,
+            "best threshold": result.trivial.threshold,
+            "majority class": result.trivial.majority,
+        }
+        console.print(comparison_table(answers, title="beside trivial answers"))
+    if result.picture is not None:
+        console.print(f"picture: {result.picture}", soft_wrap=True, highlight=False)
+
+
+def print_findings(findings: Sequence[Finding]) -> None:
+    """What `doctor` found."""
+    from flows.doctor import findings_table
+
+    Console().print(findings_table(findings))
+
+
 def _print_rows(title: str, rows: list[tuple[str, str]]) -> None:
     table = Table(title=title, title_justify="left", show_header=False)
     table.add_column(style="bold")
@@ -123,8 +151,6 @@ def _shape(shape: Shape | list[int]) -> str:
 
 
 def _voxels(box: str) -> str:
-    from unet_core.geometry import Box
-
     return f"{Box.parse(box).size:,} voxels"
 
 

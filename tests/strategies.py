@@ -82,10 +82,8 @@ def random_network(spec: UNetSpec, seed: int) -> UNet:
 
 
 def positive_network(spec: UNetSpec) -> UNet:
-    """A float64 network in which every connection shows: no weight is near 0, none is negative.
-
-    With positive inputs it is strictly monotone; a huge voxel wins every max pooling that it reaches.
-    """
+    """A float64 network with positive weights only: an infinite voxel makes every output infinite that it
+    reaches, through sums and through max poolings, and leaves all others as they were."""
     generator = torch.Generator().manual_seed(0)
     model = UNet(spec).double().eval()
     with torch.no_grad():

@@ -33,23 +33,22 @@ def test_paper_network_has_the_paper_s_shape_at_every_level():
     """Figure 1, every number that it prints."""
     spec = UNetSpec.paper()
     network = meta_network(spec)
-    sizes: list[int] = []
-    channels: list[int] = []
+    seen: list[Shape] = []
     for module in network.modules():
         if isinstance(module, CONVOLUTIONS):
-            module.register_forward_hook(lambda m, x, y: (sizes.append(y.shape[-1]), channels.append(y.shape[1])))
+            module.register_forward_hook(lambda module, x, y: seen.append(tuple(y.shape)))
     logits = network(torch.empty(1, 1, 572, 572, device="meta"))
     assert logits.shape == (1, 2, 388, 388)
-    assert sizes == [
+    assert [size for *_, size in seen] == [
         570, 568, 282, 280, 138, 136, 66, 64, 30, 28,
         56, 54, 52, 104, 102, 100, 200, 198, 196, 392, 390, 388, 388,
     ]
-    assert channels == [
+    assert [channels for _, channels, *_ in seen] == [
         64, 64, 128, 128, 256, 256, 512, 512, 1024, 1024,
         512, 512, 512, 256, 256, 256, 128, 128, 128, 64, 64, 64, 2,
     ]
     # The paper: "In total the network has 23 convolutional layers."
-    assert len(sizes) == 23
+    assert len(seen) == 23
 
 
 def test_paper_network_by_arithmetic():
@@ -72,25 +71,19 @@ def test_arithmetic_is_what_torch_does(spec, data):
     write = tuple(s * data.draw(st.integers(1, 3)) for s in spec.stride)
     read = spec.read_shape(write)
     network = meta_network(spec)
-    seen: dict[str, Shape] = {}
-    for level in range(spec.depth + 1):
-        network.down[level].register_forward_hook(
-            lambda m, x, y, level=level: seen.update({f"{level} in": x[0].shape[2:], f"{level} down": y.shape[2:]})
-        )
-    for level in range(spec.depth):
-        network.merge[level].register_forward_hook(
-            lambda m, x, y, level=level: seen.update({f"{level} up": x[0].shape[2:], f"{level} out": y.shape[2:]})
+    seen: dict[nn.Module, tuple[Shape, Shape]] = {}
+    for module in (*network.down, *network.merge):
+        module.register_forward_hook(
+            lambda module, x, y: seen.update({module: (tuple(x[0].shape[2:]), tuple(y.shape[2:]))})
         )
     logits = network(torch.empty(1, spec.in_channels, *read, device="meta"))
     assert logits.shape == (1, spec.classes, *spec.output_shape(read))
     assert all(o >= w for o, w in zip(spec.output_shape(read), write))
     levels = spec.levels(read)
     for index, level in enumerate(levels):
-        assert seen[f"{index} in"] == level.input
-        assert seen[f"{index} down"] == level.contracted
+        assert seen[network.down[index]] == (level.input, level.contracted)
         if index < spec.depth:
-            assert seen[f"{index} up"] == level.expand_in
-            assert seen[f"{index} out"] == level.output
+            assert seen[network.merge[index]] == (level.expand_in, level.output)
     assert levels[-1].expand_in == levels[-1].output == levels[-1].contracted
 
 
@@ -105,13 +98,14 @@ def test_read_shapes_are_the_smallest_legal_ones(spec, data):
     for axis in range(spec.ndim):
         smaller = tuple(n - (a == axis) for a, n in enumerate(read))
         # One voxel less is either not legal or leaves an output that does not hold the write box.
-        try:
-            output = spec.output_shape(smaller)
-        except InputError as error:
-            assert error.found == str(smaller)
-            assert str(spec.read_shape(spec.legal_write_shape(smaller))) in error.expected
-        else:
-            assert output[axis] < write[axis]
+        if is_legal(spec, smaller):
+            assert spec.output_shape(smaller)[axis] < write[axis]
+            continue
+        with pytest.raises(InputError, match="not legal") as refused:
+            spec.levels(smaller)
+        legal = spec.read_shape(spec.legal_write_shape(smaller))
+        assert str(legal) in refused.value.expected
+        assert is_legal(spec, legal)
 
 
 @given(spec=network_specs(cost=float("inf")), data=st.data())
@@ -120,10 +114,10 @@ def test_illegal_inputs_are_refused_by_arithmetic_exactly_where_torch_would_go_w
     axis = data.draw(st.integers(0, spec.ndim - 1))
     size = spec.read_shape(spec.stride)[axis] + data.draw(st.integers(-12, 12))
     shape = tuple(size if a == axis else n for a, n in enumerate(spec.read_shape(spec.stride)))
-    assert spec_is_legal(spec, shape) == plainly_legal(spec, axis, size)
+    assert is_legal(spec, shape) == plainly_legal(spec, axis, size)
 
 
-def spec_is_legal(spec: UNetSpec, shape: Shape) -> bool:
+def is_legal(spec: UNetSpec, shape: Shape) -> bool:
     try:
         spec.levels(shape)
     except InputError:
@@ -152,42 +146,37 @@ def plainly_legal(spec: UNetSpec, axis: int, n: int) -> bool:
     return n >= 1
 
 
-def outputs(network: UNet, x: torch.Tensor, start: Shape, stop: Shape) -> torch.Tensor:
-    with torch.inference_mode():
-        return network(x)[(..., *(slice(a, b) for a, b in zip(start, stop)))]
+def assert_depends_on(spec: UNetSpec, start: Shape, stop: Shape, low: Shape, high: Shape) -> None:
+    """The outputs [start, stop) depend on the outermost voxels of [low, high), and on no voxel outside.
 
-
-def assert_depends_on(spec: UNetSpec, start: Shape, stop: Shape, low: Shape, high: Shape, data: st.DataObject) -> None:
-    """The outputs [start, stop) change with the outermost voxels of [low, high), and with none outside."""
+    An infinite voxel shows in every output that depends on it: `positive_network`.
+    """
     network = positive_network(spec)
-    rng = np.random.default_rng(0)
-    # Room for one voxel beyond each side, in a legal input.
+    # Room beyond each side, in a legal input.
     shape = spec.read_shape(tuple(b + 2 * s for b, s in zip(stop, spec.stride)))
-    x = torch.from_numpy(1 + rng.random((1, spec.in_channels, *shape)))
-    before = outputs(network, x, start, stop)
-    middle = [(a + b) // 2 for a, b in zip(low, high)]
+    x = torch.from_numpy(1 + np.random.default_rng(0).random((1, spec.in_channels, *shape)))
 
-    def changes(position: list[int]) -> bool:
-        channel = data.draw(st.integers(0, spec.in_channels - 1))
-        place = (0, channel, *position)
-        kept = x[place].item()
-        x[place] = 1e6
-        after = outputs(network, x, start, stop)
-        x[place] = kept
-        return not torch.equal(before, after)
+    def outputs(x: torch.Tensor) -> torch.Tensor:
+        with torch.inference_mode():
+            return network(x)[(..., *(slice(a, b) for a, b in zip(start, stop)))]
+
+    before = outputs(x)
+    assert before.isfinite().all()
+    outside = torch.full_like(x, torch.inf)
+    inside = (..., *(slice(a, b) for a, b in zip(low, high)))
+    outside[inside] = x[inside]
+    assert torch.equal(outputs(outside), before), "voxels outside the context change the outputs"
 
     for axis in range(spec.ndim):
         for edge in (low[axis], high[axis] - 1):
-            assert changes([edge if a == axis else m for a, m in enumerate(middle)]), (axis, edge)
-        for edge in (low[axis] - 1, high[axis]):
-            if not 0 <= edge < shape[axis]:
-                continue
-            anywhere = [data.draw(st.integers(max(0, a - 1), min(n, b + 1) - 1)) for a, b, n in zip(low, high, shape)]
-            for others in (middle, anywhere):
-                assert not changes([edge if a == axis else m for a, m in enumerate(others)]), (axis, edge)
+            place = [(a + b) // 2 for a, b in zip(low, high)]
+            place[axis] = edge
+            changed = x.clone()
+            changed[(..., *place)] = torch.inf
+            assert not outputs(changed).isfinite().all(), f"voxel {place} changes nothing"
 
 
-@settings(max_examples=60)
+@settings(max_examples=50)
 @given(spec=SPECS, data=st.data())
 def test_context_is_sufficient_and_tight_voxel_by_voxel(spec, data):
     """A write box whose corners are multiples of the stride needs [a - lower, b + upper): all and no more.
@@ -199,21 +188,21 @@ def test_context_is_sufficient_and_tight_voxel_by_voxel(spec, data):
     lower, upper = spec.context
     # Volume position p is input position p + lower: the input begins `lower` before the volume.
     high = tuple(b + below + above for b, below, above in zip(stop, lower, upper))
-    assert_depends_on(spec, start, stop, start, high, data)
+    assert_depends_on(spec, start, stop, start, high)
 
 
-@settings(max_examples=60)
+@settings(max_examples=50)
 @given(spec=SPECS, data=st.data())
 def test_dependence_of_any_outputs_is_exact_voxel_by_voxel(spec, data):
     """Off the stride too: `dependence` is where the outermost voxels that matter lie, per axis."""
     start = tuple(data.draw(st.integers(1, 2 * s)) for s in spec.stride)
     stop = tuple(a + data.draw(st.integers(1, s + 1)) for a, s in zip(start, spec.stride))
     spans = [spec.dependence(axis, a, b) for axis, (a, b) in enumerate(zip(start, stop))]
-    assert_depends_on(spec, start, stop, tuple(a for a, _ in spans), tuple(b for _, b in spans), data)
+    assert_depends_on(spec, start, stop, tuple(a for a, _ in spans), tuple(b for _, b in spans))
 
 
 def test_nearest_loses_one_voxel_per_level_and_says_so():
-    """The caution of the design: nearest with a 2x2 convolution has no exact border voxel at the upper end."""
+    """Nearest with a 2x2 convolution has no exact voxel at the upper border: cropped, and said so."""
     transpose = UNetSpec.build(ndim=2, depth=1)
     nearest = UNetSpec.build(ndim=2, depth=1, upsampling="nearest")
     assert transpose.output_shape((20, 20)) == (4, 4)
@@ -250,22 +239,20 @@ def test_output_voxel_j_lies_on_input_voxel_j_plus_lower(spec):
 
 def _pass_on(network: UNet, through: str) -> None:
     """Every convolution passes on channel 0 of its middle voxel; where two paths meet, one of them."""
-    width = {name: network.spec.widths[int(name.split(".")[1])] for name, _ in network.named_modules() if "merge." in name}
     with torch.no_grad():
         for name, module in network.named_modules():
             if not isinstance(module, CONVOLUTIONS):
                 continue
             module.weight.zero_()
-            if name.startswith("up."):
-                # Transposed: each of the window's voxels is its parent. Nearest: the convolution's first tap.
-                if isinstance(module, nn.ConvTranspose2d | nn.ConvTranspose3d):
-                    module.weight[0, 0] = 1
-                else:
-                    module.weight[(0, 0, *[0] * (module.weight.ndim - 2))] = 1
+            if isinstance(module, nn.ConvTranspose2d | nn.ConvTranspose3d):
+                module.weight[0, 0] = 1  # all voxels of a window are their parent
                 continue
-            skipped = name.startswith("merge.") and name.endswith(".0") and through == "bottom"
-            channel = width[name.rsplit(".", 1)[0]] if skipped else 0
-            module.weight[(0, channel, *(k // 2 for k in module.kernel_size))] = 1
+            # The first convolution after the paths meet: the skip's channels come first.
+            meets = name.startswith("merge.") and name.endswith(".0")
+            channel = module.in_channels // 2 if meets and through == "bottom" else 0
+            first_tap = name.startswith("up.")
+            tap = (0 if first_tap else k // 2 for k in module.kernel_size)
+            module.weight[(0, channel, *tap)] = 1
 
 
 @given(spec=network_specs(cost=float("inf")), data=st.data())
@@ -286,7 +273,7 @@ def test_macs_are_those_that_torch_does(spec, data):
             module.register_forward_hook(count)
     network(torch.empty(1, spec.in_channels, *read, device="meta"))
     assert spec.macs(read) == counted
-    assert spec.macs_per_voxel() < counted / np.prod(spec.legal_write_shape(read))
+    assert spec.macs_per_voxel() <= counted / np.prod(spec.legal_write_shape(read))
 
 
 @given(spec=network_specs(cost=float("inf")))

@@ -1,4 +1,4 @@
-"""Scores: equal to their definitions, the same whatever the blocks, and clear about what cannot be compared."""
+"""Scores: equal to their definitions, the same whatever the blocks, clear about what cannot be compared."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ from unet_core.targets import IGNORE
 from unet_core.volumes import Volume
 
 Save = Callable[..., Volume]
+DATA = Path(__file__).parent / "data"
 
 
-def stored(folder: Path | str, name: str, data: NDArray[Any], chunks: tuple[int, ...] | None = None) -> Volume:
+def stored(folder: Path | str, name: str, data: NDArray[Any], chunks: Any = None) -> Volume:
     path = Path(folder) / f"{name}.zarr"
     zarr.create_array(str(path), data=data, chunks=chunks or data.shape, overwrite=True)
     return Volume.open(str(path))
@@ -92,7 +93,7 @@ def test_scores_equal_their_definitions(case: tuple[int, tuple[NDArray[Any], NDA
     seed=st.integers(0, 2**16),
 )
 def test_blockwise_equals_whole(
-    shape: tuple[int, ...], chunks: tuple[int, ...], block_voxels: int, target: Any, ignore: int | None, seed: int
+    shape: Any, chunks: Any, block_voxels: int, target: Any, ignore: int | None, seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
     predicted = rng.integers(0, 2, shape, dtype=np.uint8)
@@ -156,8 +157,8 @@ def test_planes_are_images_of_their_own_where_a_2d_network_is_judged(save: Save)
 
 
 def test_absent_classes_are_null_and_json_is_strict(save: Save) -> None:
-    labels, truth = save("labels", np.zeros((1, 4, 4), np.uint8)), save("truth", np.zeros((1, 4, 4), np.uint8))
-    scores = evaluate(labels, truth, class_names=["background", "synapse"])
+    labels = save("labels", np.zeros((1, 4, 4), np.uint8))
+    scores = evaluate(labels, labels, class_names=["background", "synapse"])
     assert scores.iou == scores.dice == (1.0, None)
     assert scores.mean_iou == 1.0
     document = json.loads(json.dumps(scores.to_dict(), allow_nan=False))
@@ -194,7 +195,7 @@ def test_unnamed_classes_are_those_that_occur(save: Save) -> None:
 
 def test_real_labels_against_themselves(tmp_path: Path) -> None:
     """Real nuclei with int8 ids, a channel axis and a sharded layout that others wrote."""
-    truth = Volume.open("tests/data/omezarr/6001240_v0.5.zarr/labels/0")
+    truth = Volume.open(str(DATA / "omezarr" / "6001240_v0.5.zarr" / "labels" / "0"))
     ids = truth.read(truth.box)[0]
     labels = stored(tmp_path, "labels", (ids > 0).astype(np.uint8))
     scores = evaluate(labels, truth, target="foreground")
@@ -216,7 +217,8 @@ def test_what_cannot_be_compared_is_refused(save: Save) -> None:
     assert "(4, 6, 6)" in message
     assert "(4, 6, 5)" in message
     assert "398" in refused("truth holds values beyond", labels, truth)
-    assert "--target foreground" in refused("truth holds values beyond", labels, truth, class_names=["a", "b"])
+    message = refused("truth holds values beyond", labels, truth, class_names=["a", "b"])
+    assert "--target foreground" in message
     refused("truth holds values beyond", labels, save("negative", np.full((4, 6, 6), -1, np.int8)))
     refused("prediction holds values beyond", truth, labels)
     refused("prediction must hold integers", save("float", np.ones((4, 6, 6), np.float32)), labels)
@@ -317,7 +319,6 @@ def test_trivial_answers_refuse_what_they_cannot_use(save: Save) -> None:
     refused("no voxel of the training region is labelled", image, ignore=1)
     part = np.ones((2, 4, 4), np.uint8)
     part[1] = 9
+    roi = Box((1, 0, 0), (2, 4, 4))
     with pytest.raises(InputError, match="no voxel of this region is labelled"):
-        trivial_scores(
-            image, save("part", part), train=train, roi=Box((1, 0, 0), (2, 4, 4)), target="foreground", ignore=9
-        )
+        trivial_scores(image, save("part", part), train=train, roi=roi, target="foreground", ignore=9)

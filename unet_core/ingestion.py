@@ -51,7 +51,7 @@ class IngestPlan:
     slab
         Size of a slab in voxels; slabs at the far faces are clipped.
     raw_bytes
-        Bytes of all levels uncompressed: an upper bound of what lies on disk in the end.
+        Bytes of all levels uncompressed: what noise takes on disk; metadata (some kB) comes on top.
     peak_bytes
         Predicted peak of one slab being read and written, in bytes, above the process's own size.
     """
