@@ -66,9 +66,9 @@ def options_of(model: type[Config], **extra: inspect.Parameter) -> Callable[[Cal
 def ingest(as_json: AsJson = False, **parameters: Any) -> None:
     """Convert TIFF, HDF5, NPZ or PNG to a sharded, multiscale OME-Zarr volume."""
     _quiet_prefect()
+    from flows.config import validate
     from flows.ingest import ingest as flow
     from flows.ingest import plan
-    from flows.config import validate
     from flows.summary import print_run
 
     plan(validate(IngestConfig, parameters))
@@ -84,10 +84,9 @@ def train(
 ) -> None:
     """Train a U-Net on labelled boxes of one or several volumes."""
     _quiet_prefect()
-    from flows.train import prepare
-    from flows.train import read_config
-    from flows.train import train as flow
     from flows.summary import print_training
+    from flows.train import prepare, read_config
+    from flows.train import train as flow
 
     settings = read_config(config, {k: v for k, v in parameters.items() if v is not None})
     prepare(settings)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +10,10 @@ from prefect import flow
 
 from flows import tasks
 from flows.config import IngestConfig, parse_numbers, takes, validate
-from flows.segment import finish
+from flows.outcome import recorded
 from unet_core.geometry import Box
 from unet_core.ingestion import IngestPlan, create_output, plan_ingest
-from unet_core.ledger import RunRecord, begin, begun, set_status
+from unet_core.ledger import RunRecord, begin, begun
 from unet_core.pyramid import PyramidPlan
 from unet_core.sources import Source, open_source
 from unet_core.volumes import Store
@@ -74,31 +74,19 @@ def _ingest(**parameters: Any) -> dict[str, Any]:
     """Convert TIFF, HDF5, NPZ or PNG to a sharded, multiscale OME-Zarr volume; resumable."""
     config = validate(IngestConfig, parameters)
     planned = plan(config)
-    began = time.monotonic()
     output = Store(config.to)
-    stages = []
-    try:
-        if not planned.resumed:
-            create_output(planned.plan, output)
-            details = {"ingest": planned.plan.to_dict(), "pyramid": planned.pyramid.to_dict()}
-            begin(output, RunRecord(KIND, planned.identity, details))
-        set_status(output, "running")
-        fingerprint = tasks.fingerprint_of(output.url)
-        stages.append(tasks.copy(url=output.url, plan=planned.plan, source=planned.source))
+    with recorded("ingest", output) as run, closing(planned.source):
+        details = {"ingest": planned.plan.to_dict(), "pyramid": planned.pyramid.to_dict()}
+        begin(output, RunRecord(KIND, planned.identity, details))
+        create_output(planned.plan, output)
+        common = {"url": output.url, "fingerprint": tasks.fingerprint_of(output.url)}
+        run.stages.append(tasks.copy(url=output.url, plan=planned.plan, source=planned.source))
         for level in planned.plan.levels[1:]:
-            if not stages[-1].complete:
+            if not run.stages[-1].complete:
                 break
             blocks = planned.pyramid.count(level.index)
-            stages.append(
-                tasks.pyramid(url=output.url, fingerprint=fingerprint, level=level.index, blocks=blocks)
-            )
-    except BaseException:
-        if planned.resumed or stages:
-            set_status(output, "partial", stages={s.stage: s.to_dict() for s in stages})
-        raise
-    finally:
-        planned.source.close()
-    return finish("ingest", output, stages, total=len(planned.plan.levels), began=began)
+            run.stages.append(tasks.pyramid(**common, level=level.index, blocks=blocks))
+        return run.finish(total=len(planned.plan.levels))
 
 
 ingest = flow(name="ingest", flow_run_name="ingest {to}", validate_parameters=True)(_ingest)

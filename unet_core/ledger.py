@@ -121,10 +121,11 @@ def begun(store: Store, kind: str, request: Mapping[str, Any]) -> RunRecord | No
 
 
 def begin(store: Store, record: RunRecord) -> None:
-    """Write the record of a new run. Arrays are created before it, blocks start after it."""
+    """Write the record of a run, before its arrays; a run that goes on only changes its status."""
+    if read_record(store) is None:
+        store.write(f"{FOLDER}/run.json", record.to_json())
     create_records_node(store, FOLDER)
     set_status(store, "running")
-    store.write(f"{FOLDER}/run.json", record.to_json())
 
 
 def set_status(store: Store, status: Status, **facts: Any) -> None:

@@ -214,22 +214,11 @@ def plan_segmentation(request: SegmentRequest, *, workers: int = 1, memory: int 
 
 
 def start(planned: Planned) -> SegmentPlan:
-    """Create the output's arrays and write the run record, or find those of the run begun before."""
-    if planned.resumed:
-        return planned.plan
-    request, volume, model = planned.request, planned.volume, planned.model
-    output = Store(request.to)
-    scale = model.card.scale
-    if request.normalisation == "volume":
-        scale = measure(volume, model.card.normalisation)
-    plan = replace(planned.plan, scale=scale)
-    tiling = plan.tiling
-    if plan.dtype == "auto":
-        tile = next(tiling.tiles(len(tiling.blocks) // 2))
-        dtype = inference.choose_dtype(
-            model.network(), volume.read(tile.read), tile, scale=scale, device=plan.device
-        )
-        plan = replace(plan, dtype=dtype)
+    """Write the run record, then the output's empty arrays; a run begun before finds its own."""
+    plan = planned.plan if planned.resumed else _resolve(planned)
+    request, volume = planned.request, planned.volume
+    tiling, output = plan.tiling, Store(request.to)
+    begin(output, RunRecord(KIND, _identity(request, volume, planned.model, tiling.roi, plan), plan.to_dict()))
     name = output.url.rsplit("/", 1)[-1].removesuffix(".zarr")
     common: dict[str, Any] = {
         "dtype": np.dtype(np.uint8),
@@ -241,17 +230,40 @@ def start(planned: Planned) -> SegmentPlan:
     }
     create_multiscale(
         output,
-        kind="labels", axes=volume.spatial_axes, leading=(), levels=plan.pyramid.levels,
-        name=name, method="mode", source=_relative(volume.url, output), **common,
+        kind="labels",
+        axes=volume.spatial_axes,
+        leading=(),
+        levels=plan.pyramid.levels,
+        name=name,
+        method="mode",
+        source=_relative(volume.url, output),
+        **common,
     )
     if plan.probabilities:
         create_multiscale(
             output.child("probabilities"),
-            kind="image", axes=f"c{volume.spatial_axes}", leading=(len(plan.classes),),
-            levels=[PyramidLevel(0, volume.shape, (1, 1, 1))], name=f"{name} probabilities", **common,
+            kind="image",
+            axes=f"c{volume.spatial_axes}",
+            leading=(len(plan.classes),),
+            levels=[PyramidLevel(0, volume.shape, (1, 1, 1))],
+            name=f"{name} probabilities",
+            **common,
         )
-    begin(output, RunRecord(KIND, _identity(request, volume, model, tiling.roi, plan), plan.to_dict()))
     return plan
+
+
+def _resolve(planned: Planned) -> SegmentPlan:
+    """The choices that need voxels: the intensity scale, and the dtype where the plan left it open."""
+    plan, volume, model = planned.plan, planned.volume, planned.model
+    scale = model.card.scale
+    if planned.request.normalisation == "volume":
+        scale = measure(volume, model.card.normalisation)
+    dtype = plan.dtype
+    if dtype == "auto":
+        tile = next(plan.tiling.tiles(len(plan.tiling.blocks) // 2))
+        data = volume.read(tile.read)
+        dtype = inference.choose_dtype(model.network(), data, tile, scale=scale, device=plan.device)
+    return replace(plan, scale=scale, dtype=dtype)
 
 
 class BlockWorker:

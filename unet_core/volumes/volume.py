@@ -155,6 +155,8 @@ class Volume:
         spatial = self.spatial_axes
         if "c" not in self.axes:
             data = np.asarray(self.array[tuple(selection[a] for a in self.axes)])[np.newaxis]
+            if len(self.channels) > 1:  # channel 0 more than once: grey values for an RGB model
+                data = np.repeat(data, len(self.channels), axis=0)
         else:
             first, last = min(self.channels), max(self.channels)
             if set(self.channels) == set(range(first, last + 1)):

@@ -32,7 +32,7 @@ def create_multiscale(
     method: str | None = None,
     source: str | None = None,
 ) -> None:
-    """Create the group and its empty arrays `0`, `1`, ...; existing metadata is replaced, data is kept.
+    """Create the group and its empty arrays `0`, `1`, ...; those that are there already are kept.
 
     Parameters
     ----------
@@ -54,6 +54,8 @@ def create_multiscale(
     )
     leading_shard = tuple(n if a == "c" else 1 for a, n in zip(axes, leading))
     for level in levels:
+        if str(level.index) in group:
+            continue
         group.create_array(
             str(level.index),
             shape=(*leading, *(level.shape[i] for i in spatial)),
@@ -100,6 +102,8 @@ def create_records_node(store: Store, path: str) -> None:
 
     zarr-python warns about folders in a group that are no Zarr nodes; into an array nobody descends.
     """
+    if store.read(f"{path}/zarr.json") is not None:
+        return
     zarr.create_array(
         store.zarr(read_only=False),
         name=path,
