@@ -113,7 +113,11 @@ def _in_process(
 
 
 def _on_workers(
-    client: Client, function: Callable[..., int], arguments: tuple[Any, ...], missing: NDArray[np.int64], stage: str
+    client: Client,
+    function: Callable[..., int],
+    arguments: tuple[Any, ...],
+    missing: NDArray[np.int64],
+    stage: str,
 ) -> Iterator[tuple[int, int | BaseException]]:
     waiting = map(int, missing)
     futures: dict[Any, int] = {}
@@ -124,9 +128,7 @@ def _on_workers(
         index = next(waiting, None)
         if index is None:
             return
-        future = client.submit(
-            function, *arguments, index, key=f"{run}-{index}", retries=RETRIES, pure=False
-        )
+        future = client.submit(function, *arguments, index, key=f"{run}-{index}", retries=RETRIES, pure=False)
         futures[future] = index
         finished.add(future)
 

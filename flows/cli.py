@@ -11,6 +11,7 @@ from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
+from pydantic.fields import FieldInfo
 
 from flows.config import Config, IngestConfig, SegmentConfig, TargetName, TrainConfig
 from unet_core.errors import InputError, UnetFlowsError
@@ -24,37 +25,43 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there")]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there")
+]
 
 
-def options_of(model: type[Config], **extra: inspect.Parameter) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the fields of a config as arguments and options: one schema, one help text."""
+def options_of(
+    model: type[Config], *, over_file: bool = False
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the fields of a config as arguments and options: one schema, one help text.
+
+    With `over_file` an option that is not given is None, so that a file's value stands.
+    """
+
+    def parameter(name: str, field: FieldInfo) -> inspect.Parameter:
+        hints = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+        if hints.get("argument"):
+            mark: Any = typer.Argument(help=field.description, show_default=False)
+        else:
+            flag = str(hints.get("option", f"--{name.replace('_', '-')}"))
+            mark = typer.Option(flag, help=field.description)
+        kind: Any = field.annotation
+        default = inspect.Parameter.empty if field.is_required() else field.default
+        if over_file and not field.is_required():
+            kind, default = kind | None, None
+        return inspect.Parameter(
+            name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, mark]
+        )
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
-        own = [p for p in inspect.signature(function, eval_str=True).parameters.values() if p.kind != p.VAR_KEYWORD]
-        parameters = []
-        for name, field in model.model_fields.items():
-            hints = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
-            if hints.get("file_only"):
-                continue
-            if hints.get("argument"):
-                mark: Any = typer.Argument(help=field.description, show_default=False)
-            else:
-                flag = str(hints.get("option", f"--{name.replace('_', '-')}"))
-                mark = typer.Option(*([flag] if field.annotation is not bool else [flag]), help=field.description)
-            kind: Any = field.annotation
-            required = field.is_required()
-            default = inspect.Parameter.empty if required else field.default
-            if not required and model is TrainConfig:
-                # A flag that is not given leaves the TOML file's value alone.
-                default, kind = None, kind if type(None) in getattr(kind, "__args__", ()) else kind | None
-            parameters.append(
-                inspect.Parameter(
-                    name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, mark]
-                )
-            )
+        own = inspect.signature(function, eval_str=True).parameters.values()
+        shared = [
+            parameter(name, field)
+            for name, field in model.model_fields.items()
+            if not (isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("file_only"))
+        ]
         function.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-            [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*parameters, *own)]
+            [*shared, *(p.replace(kind=p.KEYWORD_ONLY) for p in own if p.kind != p.VAR_KEYWORD)]
         )
         return function
 
@@ -76,9 +83,11 @@ def ingest(as_json: AsJson = False, **parameters: Any) -> None:
 
 
 @app.command()
-@options_of(TrainConfig)
+@options_of(TrainConfig, over_file=True)
 def train(
-    config: Annotated[str | None, typer.Argument(help="TOML file; flags given as well win over it", show_default=False)] = None,
+    config: Annotated[
+        str | None, typer.Argument(help="TOML file; flags given as well win over it", show_default=False)
+    ] = None,
     as_json: AsJson = False,
     **parameters: Any,
 ) -> None:
@@ -96,7 +105,9 @@ def train(
 @app.command()
 @options_of(SegmentConfig)
 def segment(
-    plan: Annotated[bool, typer.Option("--plan", help="Print what would be done and what it costs; start nothing")] = False,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Print what would be done and what it costs; start nothing")
+    ] = False,
     as_json: AsJson = False,
     **parameters: Any,
 ) -> None:
@@ -145,8 +156,14 @@ def evaluate(
     from flows.summary import print_evaluation
 
     result = run(
-        labels, truth, target=choice("--target", target, TargetName), roi=roi, partial=partial,
-        image=image, trivial_from=trivial, picture=picture,
+        labels,
+        truth,
+        target=choice("--target", target, TargetName),
+        roi=roi,
+        partial=partial,
+        image=image,
+        trivial_from=trivial,
+        picture=picture,
     )
     document = {"command": "evaluate", "labels": labels, "truth": truth, **result.to_dict()}
     _report(document, as_json, lambda _: print_evaluation(result))

@@ -1,4 +1,4 @@
-"""Where Dask comes from: one way to a client, whether workers are local, elsewhere, or of any cluster class."""
+"""Where Dask comes from: one way to a client for workers here, elsewhere, or of any class."""
 
 from __future__ import annotations
 
@@ -42,7 +42,9 @@ def open_client(config: ClusterConfig) -> Iterator[Client]:
                 client = Client(config.address, timeout="30s")
             except (OSError, TimeoutError) as error:
                 raise RunError(
-                    "no Dask scheduler answers", where=config.address, found=error,
+                    "no Dask scheduler answers",
+                    where=config.address,
+                    found=error,
                     fix="start one, or check the address",
                 ) from None
             with client:

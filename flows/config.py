@@ -40,18 +40,26 @@ class SegmentConfig(Config):
     volume: str = argument("OME-Zarr image or Zarr array to segment; a local path or s3:// URL")
     model: str = Field(description="Model folder, as `train` writes it")
     to: str = Field(description="Label volume to write, such as labels.zarr")
-    roi: str | None = Field(None, description="Only this box, as z0:z1,y0:y1,x0:x1; the output keeps the volume's shape")
+    roi: str | None = Field(
+        None, description="Only this box, as z0:z1,y0:y1,x0:x1; the output keeps the volume's shape"
+    )
     level: Count = Field(0, description="Pyramid level to segment; 0 is the finest")
     channels: str | None = Field(None, description="Channels that the model sees, such as 0 or 0,2")
     timepoint: Count = Field(0, description="Time point to segment")
     probabilities: bool = Field(False, description="Also write class probabilities as uint8, p = v / 255")
-    tile: str | None = Field(None, description="Output box of one forward pass, z,y,x; multiples of the stride")
-    block: str | None = Field(None, description="Unit of scheduling and resuming, z,y,x; whole tiles and shards")
+    tile: str | None = Field(
+        None, description="Output box of one forward pass, z,y,x; multiples of the stride"
+    )
+    block: str | None = Field(
+        None, description="Unit of scheduling and resuming, z,y,x; whole tiles and shards"
+    )
     dtype: Dtype = Field("auto", description="Arithmetic of the network")
     normalisation: Literal["volume", "model"] = Field(
         "volume", description="Intensity scale measured on this volume, or the training data's own"
     )
-    workers: int | None = Field(None, ge=1, description="Worker processes on this machine; the default is one with all cores")
+    workers: int | None = Field(
+        None, ge=1, description="Worker processes on this machine; the default is one with all cores"
+    )
     cluster: str | None = Field(None, description="TOML file that says where Dask workers come from")
 
 
@@ -61,11 +69,14 @@ class IngestConfig(Config):
     sources: list[str] = argument("TIFF, HDF5, NPZ or PNG files; several files are planes of one stack")
     to: str = Field(description="OME-Zarr volume to write, such as volume.zarr")
     dataset: str | None = Field(None, description="Name of the dataset inside an HDF5 or NPZ file")
-    axes: str | None = Field(None, description="Axes of the source, such as zyx or zcyx, where it does not say")
+    axes: str | None = Field(
+        None, description="Axes of the source, such as zyx or zcyx, where it does not say"
+    )
     voxel_size: str | None = Field(None, description="Physical voxel size z,y,x, such as 50,4,4")
     unit: str | None = Field(None, description="Unit of the voxel size, such as nanometer or micrometer")
     kind: Literal["image", "labels"] = Field(
-        "image", description="Labels are down-sampled by the most frequent label, images by the mean",
+        "image",
+        description="Labels are down-sampled by the most frequent label, images by the mean",
         json_schema_extra={"option": "--as"},
     )
 
@@ -101,14 +112,24 @@ class TrainConfig(Config):
     depth: Annotated[int, Field(ge=0, le=6)] = Field(2, description="Number of poolings")
     base: Positive = Field(16, description="Feature channels of the top level; they double per level")
     anisotropic_levels: Count = Field(0, description="Levels from the top that leave z alone")
-    upsampling: Literal["nearest", "transpose"] = Field("transpose", description="How the network goes up again")
-    norm: Literal["none", "batch"] = Field("none", description="Batch norm after each convolution, folded for inference")
-    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="Dropout at the end of the contracting path")
+    upsampling: Literal["nearest", "transpose"] = Field(
+        "transpose", description="How the network goes up again"
+    )
+    norm: Literal["none", "batch"] = Field(
+        "none", description="Batch norm after each convolution, folded for inference"
+    )
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="Dropout at the end of the contracting path"
+    )
     patch: str | None = Field(None, description="Output box of one training patch, z,y,x (y,x in 2D)")
     batch: Positive = Field(1, description="Patches per step")
     steps: Positive = Field(400, description="Optimiser steps")
-    learning_rate: Annotated[float, Field(gt=0, lt=1)] = Field(2e-3, description="Peak learning rate of AdamW")
-    class_weights: Literal["none", "balanced"] = Field("none", description="Weigh classes in the loss by rarity")
+    learning_rate: Annotated[float, Field(gt=0, lt=1)] = Field(
+        2e-3, description="Peak learning rate of AdamW"
+    )
+    class_weights: Literal["none", "balanced"] = Field(
+        "none", description="Weigh classes in the loss by rarity"
+    )
     validate_every: Positive = Field(100, description="Steps between validations")
     seed: Count = Field(0, description="Of weights, patches and augmentation")
 
@@ -118,7 +139,9 @@ class ClusterConfig(Config):
 
     kind: Literal["local", "address", "class"] = "local"
     workers: Positive = 1
-    threads: int | None = Field(None, ge=1, description="Threads of one worker's arithmetic; all cores shared evenly")
+    threads: int | None = Field(
+        None, ge=1, description="Threads of one worker's arithmetic; all cores shared evenly"
+    )
     address: str | None = Field(None, description="Address of a running scheduler, for kind = address")
     cluster_class: str | None = Field(None, description="Import path of a cluster class, for kind = class")
     arguments: dict[str, Any] = Field({}, description="Keyword arguments of that class")
@@ -189,7 +212,9 @@ def parse_shape(name: str, text: str | None, *, ndim: int = 3) -> Shape | None:
         values = (1, *values)
     if len(values) != ndim or min(values) < 1:
         raise InputError(
-            f"{name} is not a shape", expected=f"{'z,y,x' if ndim == 3 else 'y,x'}, positive integers", found=text
+            f"{name} is not a shape",
+            expected=f"{'z,y,x' if ndim == 3 else 'y,x'}, positive integers",
+            found=text,
         )
     return values
 
@@ -198,7 +223,9 @@ def parse_integers(name: str, text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise InputError(f"{name} is not a list of integers", expected="such as 0 or 0,1,2", found=text) from None
+        raise InputError(
+            f"{name} is not a list of integers", expected="such as 0 or 0,1,2", found=text
+        ) from None
 
 
 def parse_numbers(name: str, text: str | None) -> tuple[float, ...] | None:
@@ -215,7 +242,9 @@ def signature_of(model: type[Config]) -> inspect.Signature:
             inspect.Parameter(
                 name,
                 inspect.Parameter.KEYWORD_ONLY,
-                default=inspect.Parameter.empty if field.is_required() else field.get_default(call_default_factory=True),
+                default=inspect.Parameter.empty
+                if field.is_required()
+                else field.get_default(call_default_factory=True),
                 annotation=Annotated[field.annotation, *field.metadata, Field(description=field.description)],
             )
             for name, field in _required_first(model)

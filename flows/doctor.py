@@ -204,9 +204,18 @@ def _zarr() -> str:
         store = Store(folder).child("probe.zarr")
         shape = (4, 16, 16)
         create_multiscale(
-            store, kind="labels", axes="zyx", leading=(), levels=[PyramidLevel(0, shape, (1, 1, 1))],
-            dtype=np.dtype(np.uint8), chunk=shape, shard=shape, voxel_size=(1.0,) * 3, origin=(0.0,) * 3,
-            unit=None, name="probe",
+            store,
+            kind="labels",
+            axes="zyx",
+            leading=(),
+            levels=[PyramidLevel(0, shape, (1, 1, 1))],
+            dtype=np.dtype(np.uint8),
+            chunk=shape,
+            shard=shape,
+            voxel_size=(1.0,) * 3,
+            origin=(0.0,) * 3,
+            unit=None,
+            name="probe",
         )
         written = np.arange(4 * 16 * 16, dtype=np.uint8).reshape(shape)
         write_box(open_for_writing(store, "0"), Box.of_shape(shape), written)
@@ -296,8 +305,11 @@ def _probe(name: str, *, timeout: float, fix: str | None) -> str:
         tempfile.TemporaryFile() as errors,
         subprocess.Popen(
             [sys.executable, "-c", code],
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors,
-            env=environment, start_new_session=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            env=environment,
+            start_new_session=True,
         ) as process,
     ):
         try:

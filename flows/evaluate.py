@@ -61,7 +61,9 @@ def evaluate(
         Volumes that are missing, incomplete (unless `partial`), of another shape or not labels; a bad ROI.
     """
     if image is None and (trivial_from is not None or picture is not None):
-        raise InputError("the image is needed for this", expected="--image VOLUME beside --trivial or --picture")
+        raise InputError(
+            "the image is needed for this", expected="--image VOLUME beside --trivial or --picture"
+        )
     for url in (labels, truth, *([image] if image else [])):
         if not partial:
             require_complete(Store(url))
@@ -80,7 +82,10 @@ def evaluate(
     written = None
     if image is not None:
         intensities = Volume.open(
-            image, level=plan.get("level", 0), channels=plan.get("channels"), timepoint=plan.get("timepoint", 0)
+            image,
+            level=plan.get("level", 0),
+            channels=plan.get("channels"),
+            timepoint=plan.get("timepoint", 0),
         )
         if (box := parse_box(trivial_from)) is not None:
             trivial = trivial_scores(intensities, true, train=box, **common)

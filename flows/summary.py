@@ -65,20 +65,32 @@ def plan_document(planned: Planned, *, workers: int) -> dict[str, Any]:
 def print_plan(document: dict[str, Any]) -> None:
     """The plan as a table on stdout."""
     volume, tile, block = document["volume"], document["tile"], document["block"]
-    size = " × ".join(f"{v:g}" for v in volume["voxel_size"])
+    size = " × ".join(f"{v:g}" for v in volume["voxel_size"]) + f" {volume['unit'] or ''}"
     rows = [
-        ("volume", f"{volume['url']}  {_shape(volume['shape'])} {volume['dtype']}, voxel {size} {volume['unit'] or ''}"),
+        (
+            "volume",
+            f"{volume['url']}  {_shape(volume['shape'])} {volume['dtype']}, voxel {size}",
+        ),
         ("region", f"{document['roi']}  ({_voxels(document['roi'])})"),
-        ("output", f"{document['output']}{'  (goes on with a run begun before)' if document['resumes'] else ''}"),
+        (
+            "output",
+            f"{document['output']}{'  (goes on with a run begun before)' if document['resumes'] else ''}",
+        ),
         ("model", f"{document['model']['url']}  classes {', '.join(document['model']['classes'])}"),
-        ("arithmetic", f"{document['dtype']} on {document['device']}, {2 * document['macs'] / 1e12:,.1f} TFLOP,"
-         f" {document['useful_share_of_arithmetic']:.0%} of it useful"),
+        (
+            "arithmetic",
+            f"{document['dtype']} on {document['device']}, {2 * document['macs'] / 1e12:,.1f} TFLOP,"
+            f" {document['useful_share_of_arithmetic']:.0%} of it useful",
+        ),
         ("tiles", f"{tile['count']:,} of {_shape(tile['write'])}, each read as {_shape(tile['read'])}"),
         ("blocks", f"{block['count']:,} of {_shape(block['shape'])}; {len(document['stages'])} stages"),
         ("reads", _bytes(document["bytes_read"])),
         ("writes", f"at most about {_bytes(document['bytes_written_at_most'])}"),
-        ("memory", f"{_bytes(document['memory_per_worker'])} in each of {document['workers']} worker(s),"
-         f" {_bytes(document['memory_of_one_forward_pass'])} of it for one forward pass"),
+        (
+            "memory",
+            f"{_bytes(document['memory_per_worker'])} in each of {document['workers']} worker(s),"
+            f" {_bytes(document['memory_of_one_forward_pass'])} of it for one forward pass",
+        ),
         ("time", f"about {_seconds(document['seconds_predicted'])} of arithmetic on this machine's cores"),
     ]
     _print_rows("plan", rows)
@@ -87,15 +99,30 @@ def print_plan(document: dict[str, Any]) -> None:
 def print_run(document: dict[str, Any]) -> None:
     """How a run went, as a table on stdout."""
     table = Table(title=f"{document['command']}: {document['status']}", title_justify="left")
-    for name, justify in (("stage", "left"), ("done", "right"), ("skipped", "right"), ("failed", "right"),
-                          ("seconds", "right"), ("Mvoxel/s", "right")):
+    for name, justify in (
+        ("stage", "left"),
+        ("done", "right"),
+        ("skipped", "right"),
+        ("failed", "right"),
+        ("seconds", "right"),
+        ("Mvoxel/s", "right"),
+    ):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
     for stage, s in document["stages"].items():
         speed = f"{s['voxels'] / s['seconds'] / 1e6:.2f}" if s["seconds"] else ""
-        table.add_row(stage, f"{s['done']:,}", f"{s['skipped']:,}", f"{len(s['failed']):,}", f"{s['seconds']:.1f}", speed)
+        table.add_row(
+            stage,
+            f"{s['done']:,}",
+            f"{s['skipped']:,}",
+            f"{len(s['failed']):,}",
+            f"{s['seconds']:.1f}",
+            speed,
+        )
     console = Console()
     console.print(table)
-    console.print(f"{document['output']}  in {_seconds(document['seconds'])}", soft_wrap=True, highlight=False)
+    console.print(
+        f"{document['output']}  in {_seconds(document['seconds'])}", soft_wrap=True, highlight=False
+    )
 
 
 def print_training(document: dict[str, Any]) -> None:

@@ -83,13 +83,21 @@ def _stage(
 ) -> StageResult:
     with stage_progress(ledger.stage, ledger.count, prefect=True) as progress:
         result = run_stage(
-            function, arguments, ledger, client=client,
+            function,
+            arguments,
+            ledger,
+            client=client,
             on_progress=lambda r: progress.update(r.done + r.skipped, _note(r)),
         )
         progress.close(result.done + result.skipped, _note(result))
     get_run_logger().info(
         "%s: %d done, %d skipped, %d failed of %d blocks in %.1f s",
-        ledger.stage, result.done, result.skipped, len(result.failed), result.total, result.seconds,
+        ledger.stage,
+        result.done,
+        result.skipped,
+        len(result.failed),
+        result.total,
+        result.seconds,
     )
     return result
 

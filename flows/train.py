@@ -73,7 +73,7 @@ def prepare(config: TrainConfig) -> training.Plan:
 
 @takes(TrainConfig)
 def _train(**parameters: Any) -> dict[str, Any]:
-    """Train a U-Net on labelled boxes; validates on held-out boxes by exact tiling, keeps the best weights."""
+    """Train a U-Net on labelled boxes; validates on held-out boxes, keeps the best weights."""
     config = validate(TrainConfig, parameters)
     plan = prepare(config)
     began = time.monotonic()

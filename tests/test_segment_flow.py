@@ -42,7 +42,10 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     image = rng.normal(120, 30, SHAPE)
     image[8:20, 20:50, 10:40] += 60
     zarr.create_array(
-        root / "volume.zarr", data=image.clip(0, 255).astype("u1"), chunks=(16, 32, 32), dimension_names=list("zyx")
+        root / "volume.zarr",
+        data=image.clip(0, 255).astype("u1"),
+        chunks=(16, 32, 32),
+        dimension_names=list("zyx"),
     )
     spec = UNetSpec.build(ndim=3, depth=1, base=16, classes=3)
     torch.manual_seed(1)
@@ -68,7 +71,9 @@ def prefect_server() -> Iterator[None]:
 def run(work: Path, name: str, **options: Any) -> Path:
     output = work / name
     parameters = {"tile": TILE, "probabilities": True, **options}
-    result = segment(volume=str(work / "volume.zarr"), model=str(work / "model"), to=str(output), **parameters)
+    result = segment(
+        volume=str(work / "volume.zarr"), model=str(work / "model"), to=str(output), **parameters
+    )
     assert result["status"] == "complete"
     return output
 
@@ -78,7 +83,9 @@ def chunks(output: Path) -> dict[str, str]:
     return {
         str(path.relative_to(output)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(output.rglob("*"))
-        if path.is_file() and ".unet-flows" not in path.parts and path.parent != output
+        if path.is_file()
+        and ".unet-flows" not in path.parts
+        and path.parent != output
         and path != output / "probabilities" / "zarr.json"
     }
 
@@ -153,8 +160,11 @@ def test_anyone_can_read_the_output(reference: Path) -> None:
 def test_the_same_command_again_skips_everything(work: Path, reference: Path) -> None:
     before = chunks(reference)
     result = segment(
-        volume=str(work / "volume.zarr"), model=str(work / "model"), to=str(reference),
-        tile=TILE, probabilities=True,
+        volume=str(work / "volume.zarr"),
+        model=str(work / "model"),
+        to=str(reference),
+        tile=TILE,
+        probabilities=True,
     )
     assert all(s["done"] == 0 and s["skipped"] == s["total"] for s in result["stages"].values())
     assert chunks(reference) == before
@@ -165,7 +175,11 @@ def test_missing_blocks_are_done_again_with_the_same_bytes(work: Path, reference
     for entry in list((output / ".unet-flows" / "ledger" / "predict").iterdir())[:1]:
         entry.unlink()
     result = segment(
-        volume=str(work / "volume.zarr"), model=str(work / "model"), to=str(output), tile=TILE, probabilities=True
+        volume=str(work / "volume.zarr"),
+        model=str(work / "model"),
+        to=str(output),
+        tile=TILE,
+        probabilities=True,
     )
     assert result["stages"]["predict"]["done"] == 1
     assert chunks(output) == chunks(reference)

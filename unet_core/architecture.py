@@ -119,9 +119,19 @@ class UNetSpec:
                 "two or three axes each, all alike",
                 f"{self.kernels} and {self.pools}",
             ),
-            (any(k < 1 or k % 2 == 0 for ks in self.kernels for k in ks), "kernels", "odd sizes", self.kernels),
+            (
+                any(k < 1 or k % 2 == 0 for ks in self.kernels for k in ks),
+                "kernels",
+                "odd sizes",
+                self.kernels,
+            ),
             (any(p < 1 for ps in self.pools for p in ps), "pools", "factors of at least 1", self.pools),
-            (self.upsampling not in get_args(Upsampling), "upsampling", get_args(Upsampling), self.upsampling),
+            (
+                self.upsampling not in get_args(Upsampling),
+                "upsampling",
+                get_args(Upsampling),
+                self.upsampling,
+            ),
             (not 0 <= self.dropout < 1, "dropout", "0 <= dropout < 1", self.dropout),
         ]
         for wrong, where, expected, found in problems:
@@ -196,9 +206,7 @@ class UNetSpec:
     def read_shape(self, write_shape: Sequence[int]) -> Shape:
         """The legal input shape for an output box whose corners are multiples of the stride."""
         lower, upper = self.context
-        return tuple(
-            round_up(w, s) + a + b for w, s, a, b in zip(write_shape, self.stride, lower, upper)
-        )
+        return tuple(round_up(w, s) + a + b for w, s, a, b in zip(write_shape, self.stride, lower, upper))
 
     def levels(self, input_shape: Sequence[int]) -> tuple[LevelShapes, ...]:
         """Shapes at every level, top to bottom.
@@ -209,7 +217,9 @@ class UNetSpec:
             An input that a pooling would not divide evenly, or too small to leave any output.
         """
         if len(input_shape) != self.ndim:
-            raise InputError("wrong number of axes for this network", expected=self.ndim, found=len(input_shape))
+            raise InputError(
+                "wrong number of axes for this network", expected=self.ndim, found=len(input_shape)
+            )
         axes = [self._axis(axis).sizes(n) for axis, n in enumerate(input_shape)]
         if any(axis is None for axis in axes):
             legal = self.read_shape(self.legal_write_shape(input_shape))

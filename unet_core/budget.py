@@ -104,7 +104,9 @@ def worker_memory(
     write = prod(tiling.tile)
     read = prod(tiling.read_shape)
     block = Box.of_shape(tiling.block)
-    tiles_in_block = block.intersect(Box.of_shape(tuple(round_up(n, t) for n, t in zip(tiling.volume, tiling.tile))))
+    tiles_in_block = block.intersect(
+        Box.of_shape(tuple(round_up(n, t) for n, t in zip(tiling.volume, tiling.tile)))
+    )
     block_read = tiles_in_block.grow(tiling.footprint.lower, tiling.footprint.upper)
     # Mirroring copies the block once per mirrored axis, one copy alive beside its source.
     data = 2 * input_item * spec.in_channels * block_read.size
@@ -125,10 +127,8 @@ def worker_memory(
     )
 
 
-def choose_tile(
-    spec: UNetSpec, volume: Shape, roi: Box, *, dtype: str, memory: int
-) -> Shape:
-    """The tile (z, y, x) that computes `roi` with the least arithmetic among those that fit in `memory` bytes.
+def choose_tile(spec: UNetSpec, volume: Shape, roi: Box, *, dtype: str, memory: int) -> Shape:
+    """The tile (z, y, x) that computes `roi` with the least arithmetic in at most `memory` bytes.
 
     Larger tiles waste less on context; evenly divided axes waste less on overhang. The choice depends
     on neither the number of workers nor the block, so that these do not change results.

@@ -1,9 +1,9 @@
 """Model folders: weights as safetensors, everything else as JSON. Loading runs no code from the folder.
 
-    MODEL/
-      model.json            the network's spec, classes, normalisation rule and training numbers
-      weights.safetensors   float32 tensors under the names of `unet_core.model.UNet`
-      training.json         how it was trained (optional; never read for inference)
+MODEL/
+  model.json            the network's spec, classes, normalisation rule and training numbers
+  weights.safetensors   float32 tensors under the names of `unet_core.model.UNet`
+  training.json         how it was trained (optional; never read for inference)
 """
 
 from __future__ import annotations
@@ -105,7 +105,10 @@ def _parse(description: bytes, *, where: str) -> ModelCard:
         if version != FORMAT:
             raise InputError(
                 "this model folder has another format",
-                where=where, expected=f"format {FORMAT}", found=version, fix="update unet-flows",
+                where=where,
+                expected=f"format {FORMAT}",
+                found=version,
+                fix="update unet-flows",
             )
         rule, scale = document.pop("normalisation"), document.pop("scale")
         voxel_size = document.pop("voxel_size", None)
@@ -119,8 +122,11 @@ def _parse(description: bytes, *, where: str) -> ModelCard:
         )
     except InputError as error:
         raise InputError(
-            error.problem, where=f"{where}{', ' + error.where if error.where else ''}",
-            expected=error.expected, found=error.found, fix=error.fix,
+            error.problem,
+            where=f"{where}{', ' + error.where if error.where else ''}",
+            expected=error.expected,
+            found=error.found,
+            fix=error.fix,
         ) from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError("this model description cannot be read", where=where, found=repr(error)) from None

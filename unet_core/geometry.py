@@ -66,9 +66,7 @@ class Box:
                 found=repr(text),
             ) from None
         if any(a >= b for a, b in zip(lower, upper)):
-            raise InputError(
-                "this box is empty", expected="start < stop on every axis", found=repr(text)
-            )
+            raise InputError("this box is empty", expected="start < stop on every axis", found=repr(text))
         return cls(lower, upper)
 
     @property
@@ -206,6 +204,5 @@ def mirrored_span(start: int, stop: int, length: int) -> tuple[int, int]:
     # Between two positions the mirrored value turns only at multiples of length - 1.
     turn = max(length - 1, 1)
     first_turn = ceil_div(start, turn)
-    for k in range(first_turn, (stop - 1) // turn + 1):
-        inside.append(mirrored(k * turn, length))
+    inside.extend(mirrored(k * turn, length) for k in range(first_turn, (stop - 1) // turn + 1))
     return min(inside), max(inside) + 1

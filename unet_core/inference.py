@@ -47,7 +47,8 @@ class Predictor:
         if device == "cuda" and not torch.cuda.is_available():
             raise InputError(
                 "this run needs a GPU and this process sees none",
-                expected="a CUDA device", found=f"torch {torch.__version__}, no CUDA device",
+                expected="a CUDA device",
+                found=f"torch {torch.__version__}, no CUDA device",
                 fix="run it where a GPU is; there is no silent fallback to the CPU",
             )
         self.spec = network.spec

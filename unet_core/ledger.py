@@ -50,7 +50,11 @@ class RunRecord:
             "identity": self.identity,
             "plan": self.plan,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "software": {"unet-flows": version("unet-flows"), "torch": version("torch"), "zarr": version("zarr")},
+            "software": {
+                "unet-flows": version("unet-flows"),
+                "torch": version("torch"),
+                "zarr": version("zarr"),
+            },
         }
         return json.dumps(document, indent=1).encode()
 
@@ -103,7 +107,9 @@ def begun(store: Store, kind: str, request: Mapping[str, Any]) -> RunRecord | No
     if record.kind != kind:
         raise InputError(
             "the output exists and is something else",
-            where=store.url, expected=f"a {kind} output", found=f"a {record.kind} output",
+            where=store.url,
+            expected=f"a {kind} output",
+            found=f"a {record.kind} output",
             fix="choose another --to",
         )
     differing = [
@@ -171,7 +177,9 @@ class Ledger:
             if index >= self.count:
                 raise InputError(
                     "the ledger does not belong to this plan",
-                    where=f"{self.store.url}/{key}", expected=f"blocks 0 to {self.count - 1}", found=index,
+                    where=f"{self.store.url}/{key}",
+                    expected=f"blocks 0 to {self.count - 1}",
+                    found=index,
                 )
             flags[index] = True
         return flags

@@ -87,7 +87,9 @@ def parse_multiscale(attributes: Mapping[str, Any], *, where: str) -> Multiscale
     names = "".join(axis.name for axis in first.axes)
     if len(names) != len(first.axes) or any(name not in AXES for name in names):
         raise InputError(
-            "these axes are not known", where=where, expected="a subset of t, c, z, y, x",
+            "these axes are not known",
+            where=where,
+            expected="a subset of t, c, z, y, x",
             found=[axis.name for axis in first.axes],
         )
     common = _scale_and_translation(first.coordinateTransformations or [], len(names))
@@ -178,7 +180,9 @@ def ome_attributes(
     def transformations(level: PyramidLevel) -> list[dict[str, Any]]:
         scale = [voxel_size[i] * level.factors[i] if (i := spatial.get(a)) is not None else 1.0 for a in axes]
         shift = [
-            origin[i] + voxel_size[i] * (level.factors[i] - 1) / 2 if (i := spatial.get(a)) is not None else 0.0
+            origin[i] + voxel_size[i] * (level.factors[i] - 1) / 2
+            if (i := spatial.get(a)) is not None
+            else 0.0
             for a in axes
         ]
         result: list[dict[str, Any]] = [{"type": "scale", "scale": scale}]
@@ -195,7 +199,8 @@ def ome_attributes(
         "name": name,
         "axes": described,
         "datasets": [
-            {"path": str(level.index), "coordinateTransformations": transformations(level)} for level in levels
+            {"path": str(level.index), "coordinateTransformations": transformations(level)}
+            for level in levels
         ],
     }
     if method:
@@ -206,5 +211,3 @@ def ome_attributes(
     model = v05.LabelImage if kind == "labels" else v05.Image
     checked = model.model_validate(metadata)
     return {"ome": checked.model_dump(mode="json", by_alias=True, exclude_none=True)}
-
-

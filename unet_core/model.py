@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from unet_core.architecture import FEWEST_CHANNELS_3D, UNetSpec
 from unet_core.geometry import Shape, round_up
 
+
 class UNet(nn.Module):
     """Valid convolutions, max pooling, cropped and concatenated skips, 1x1 head.
 
@@ -32,7 +33,9 @@ class UNet(nn.Module):
             for level in range(spec.depth + 1)
         )
         self.up = nn.ModuleList(_up_conv(spec, level) for level in range(spec.depth))
-        self.merge = nn.ModuleList(_double_conv(spec, level, 2 * widths[level]) for level in range(spec.depth))
+        self.merge = nn.ModuleList(
+            _double_conv(spec, level, 2 * widths[level]) for level in range(spec.depth)
+        )
         self.dropout = nn.Dropout(spec.dropout)
         self.head = _conv(spec.ndim, widths[0], spec.classes, (1,) * spec.ndim)
         self.apply(_he_initialise)
@@ -80,7 +83,7 @@ def for_inference(model: UNet) -> UNet:
         for target, source in zip(padded.parameters(), head.parameters()):
             target.zero_()[: len(source)] = source
     folded.head = padded
-    return folded
+    return folded.eval()
 
 
 def channels_last(ndim: int) -> torch.memory_format:
@@ -143,7 +146,9 @@ def _up_conv(spec: UNetSpec, level: int) -> nn.Module:
     # Kept valid: the last voxel per axis is lost, and `UNetSpec.context` says so. Padding it back
     # would make it wrong, with every tile wrong at another place.
     factors = tuple(float(p) for p in pool)
-    return nn.Sequential(nn.Upsample(scale_factor=factors, mode="nearest"), _conv(spec.ndim, below, width, pool))
+    return nn.Sequential(
+        nn.Upsample(scale_factor=factors, mode="nearest"), _conv(spec.ndim, below, width, pool)
+    )
 
 
 def _he_initialise(module: nn.Module) -> None:

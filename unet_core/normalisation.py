@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unet_core.errors import InputError
-from unet_core.geometry import Box, Grid
+from unet_core.geometry import Box, Grid, mirrored
 from unet_core.volumes import Volume
 
 Rule = Literal["percentiles", "mean_std"]
@@ -111,7 +111,8 @@ def require_finite(data: NDArray[Any], box: Box, volume: Volume, *, error: type[
     if data.dtype.kind != "f" or np.isfinite(data).all():
         return
     channel, *place = (int(i) for i in np.argwhere(~np.isfinite(data))[0])
-    position = tuple(a + p for a, p in zip(box.lower, place))
+    # Beyond a face lies the mirror image of the voxel to mend.
+    position = tuple(mirrored(a + p, n) for a, p, n in zip(box.lower, place, volume.shape))
     raise error(  # type: ignore[call-arg]
         "NaN or infinite intensity",
         where=f"{volume.url}/{volume.path} at z, y, x = {position}, channel {volume.channels[channel]}",
@@ -121,7 +122,9 @@ def require_finite(data: NDArray[Any], box: Box, volume: Volume, *, error: type[
     )
 
 
-def _numbers(counts: NDArray[np.int64], low: float, width: float, rule: NormalisationRule) -> tuple[float, float]:
+def _numbers(
+    counts: NDArray[np.int64], low: float, width: float, rule: NormalisationRule
+) -> tuple[float, float]:
     values = low + width * np.arange(len(counts))
     total = int(counts.sum())
     if rule.rule == "mean_std":

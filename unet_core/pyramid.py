@@ -78,7 +78,7 @@ def write_block(store: Store, plan: PyramidPlan, level: int, index: int) -> Box:
 
 
 def reduce_by(data: NDArray[Any], steps: Shape, method: Method) -> NDArray[Any]:
-    """(z, y, x) to the ceiling of its shape divided by `steps`, in the same data type."""
+    """(z, y, x) to the ceiling of its shape divided by `steps` (each 1 or 2), in the same data type."""
     # At an odd end the last voxel is repeated: every voxel of that window then counts equally often,
     # so neither the mode, nor its ties, nor the mean change.
     odd = [(0, -n % step) for n, step in zip(data.shape, steps)]

@@ -154,15 +154,22 @@ def plan_segmentation(request: SegmentRequest, *, workers: int = 1, memory: int 
     if output.url == source.url:
         raise InputError("the output is the input", where=output.url, fix="choose another --to")
     roi = request.roi or volume.box
-    if len(roi.lower) == 2:  # y, x of a plane
+    if len(roi.lower) == 2 and volume.shape[0] == 1:  # y, x of a plane
         roi = Box((0, *roi.lower), (1, *roi.upper))
+    if len(roi.lower) != len(volume.shape):
+        raise InputError(
+            "the ROI has the wrong number of axes",
+            expected=f"z0:z1,y0:y1,x0:x1 within {volume.box}",
+            found=roi,
+        )
     record = begun(output, KIND, _identity(request, volume, model, roi))
     if record is not None:
         plan = SegmentPlan.from_dict(record.plan)
         if request.block is not None and request.block != plan.tiling.block:
             raise InputError(
                 "this output was begun with other blocks",
-                where=output.url, expected=f"--block {_text(plan.tiling.block)}, or none",
+                where=output.url,
+                expected=f"--block {_text(plan.tiling.block)}, or none",
                 found=_text(request.block),
             )
     else:
@@ -185,12 +192,19 @@ def plan_segmentation(request: SegmentRequest, *, workers: int = 1, memory: int 
             dtype=dtype,
             device=device,
             tiling=Tiling(
-                volume=volume.shape, roi=roi, footprint=Footprint.of(spec),
-                tile=tile, chunk=chunk, shard=shard, block=request.block or shard,
+                volume=volume.shape,
+                roi=roi,
+                footprint=Footprint.of(spec),
+                tile=tile,
+                chunk=chunk,
+                shard=shard,
+                block=request.block or shard,
             ),
             pyramid=PyramidPlan(
                 levels=tuple(pyramid_levels(volume.shape, volume.voxel_size)),
-                shard=shard, method="mode", extent=roi,
+                shard=shard,
+                method="mode",
+                extent=roi,
             ),
         )
     planned = Planned(
@@ -199,8 +213,11 @@ def plan_segmentation(request: SegmentRequest, *, workers: int = 1, memory: int 
         volume=volume,
         model=model,
         memory=budget.worker_memory(
-            spec, plan.tiling, dtype=plan.dtype,
-            input_item=volume.dtype.itemsize, probabilities=plan.probabilities,
+            spec,
+            plan.tiling,
+            dtype=plan.dtype,
+            input_item=volume.dtype.itemsize,
+            probabilities=plan.probabilities,
         ),
         disk=budget.disk_bytes(plan.tiling, classes=spec.classes, probabilities=plan.probabilities),
         macs=plan.tiling.tile_count * spec.macs(plan.tiling.read_shape[3 - spec.ndim :]),
@@ -218,7 +235,9 @@ def start(planned: Planned) -> SegmentPlan:
     plan = planned.plan if planned.resumed else _resolve(planned)
     request, volume = planned.request, planned.volume
     tiling, output = plan.tiling, Store(request.to)
-    begin(output, RunRecord(KIND, _identity(request, volume, planned.model, tiling.roi, plan), plan.to_dict()))
+    begin(
+        output, RunRecord(KIND, _identity(request, volume, planned.model, tiling.roi, plan), plan.to_dict())
+    )
     name = output.url.rsplit("/", 1)[-1].removesuffix(".zarr")
     common: dict[str, Any] = {
         "dtype": np.dtype(np.uint8),
@@ -274,7 +293,9 @@ class BlockWorker:
         if model.digest != plan.model_digest:
             raise InputError(
                 "the model folder has changed since this run was begun",
-                where=plan.model, expected=plan.model_digest[:16], found=model.digest[:16],
+                where=plan.model,
+                expected=plan.model_digest[:16],
+                found=model.digest[:16],
                 fix="put the model back, or choose another --to",
             )
         if plan.scale is None:
@@ -288,7 +309,9 @@ class BlockWorker:
             model.network(), scale=plan.scale, device=plan.device, dtype=plan.dtype
         )
         self._labels = open_for_writing(self._output, "0")
-        self._probabilities = open_for_writing(self._output, "probabilities/0") if plan.probabilities else None
+        self._probabilities = (
+            open_for_writing(self._output, "probabilities/0") if plan.probabilities else None
+        )
 
     def predict(self, index: int) -> int:
         """Compute and write one block, then record it; returns its voxels. Doing it twice is harmless."""
@@ -346,7 +369,9 @@ def _check_fit(model: StoredModel, volume: Volume) -> None:
     if spec.ndim == 3 and "z" not in volume.axes:
         raise InputError(
             "a 3D model cannot segment a plane",
-            where=volume.url, expected="a volume with axes z, y, x", found=f"axes {', '.join(volume.axes)}",
+            where=volume.url,
+            expected="a volume with axes z, y, x",
+            found=f"axes {', '.join(volume.axes)}",
             fix="use a 2D model",
         )
 

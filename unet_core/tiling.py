@@ -65,8 +65,10 @@ class Tiling:
 
     def __post_init__(self) -> None:
         whole = Box.of_shape(self.volume)
-        if not self.roi or not whole.contains(self.roi):
-            raise InputError("the ROI is not inside the volume", expected=f"a box within {whole}", found=self.roi)
+        if len(self.roi.lower) != len(self.volume) or not self.roi or not whole.contains(self.roi):
+            raise InputError(
+                "the ROI is not inside the volume", expected=f"a box within {whole}", found=self.roi
+            )
         _require_multiple("--tile", self.tile, self.footprint.stride, "the network's stride")
         _require_multiple("shard", self.shard, self.tile, "the tile")
         _require_multiple("shard", self.shard, self.chunk, "the chunk")
@@ -111,7 +113,9 @@ def _tiles_hull(box: Box, tile: Shape) -> Box:
 
 def _require_multiple(name: str, shape: Shape, unit: Shape, of: str) -> None:
     if len(shape) != len(unit) or any(n < 1 or n % u for n, u in zip(shape, unit)):
-        nearest = tuple(max(u, round_up(n, u)) for n, u in zip(shape, unit)) if len(shape) == len(unit) else unit
+        nearest = (
+            tuple(max(u, round_up(n, u)) for n, u in zip(shape, unit)) if len(shape) == len(unit) else unit
+        )
         raise InputError(
             f"{name} is not a multiple of {of}",
             expected=f"multiples of {unit} on z, y, x, such as {','.join(map(str, nearest))}",

@@ -1,6 +1,6 @@
 """The picture of a result, one row per plane.
 
-    | raw | truth | prediction | where they differ |        without a truth: | raw | prediction |
+| raw | truth | prediction | where they differ |        without a truth: | raw | prediction |
 """
 
 from __future__ import annotations
@@ -160,7 +160,9 @@ def _boxes(image: Volume, shown: Box, planes: Sequence[int] | None) -> list[Box]
     rows = [(shown.lower[0] + shown.upper[0]) // 2] if planes is None else list(planes)
     if not rows or any(not 0 <= z < image.shape[0] for z in rows):
         raise InputError(
-            "no such plane", where=image.url, expected=f"0 to {image.shape[0] - 1}",
+            "no such plane",
+            where=image.url,
+            expected=f"0 to {image.shape[0] - 1}",
             found=", ".join(map(str, rows)) or "none",
         )
     return [_centre(shown, z) for z in rows]
@@ -170,7 +172,11 @@ def _predicted(labels: Volume, box: Box, count: int | None) -> NDArray[Any]:
     """Classes (y, x) of one plane."""
     plane: NDArray[Any] = labels.read(box)[0, 0]
     require_classes(
-        plane, count or UNNAMED_CLASSES, volume=labels, box=box, what="the prediction",
+        plane,
+        count or UNNAMED_CLASSES,
+        volume=labels,
+        box=box,
+        what="the prediction",
         fix="show the volume that holds classes, or name all classes",
     )
     return plane
@@ -218,9 +224,7 @@ def _errors(names: Sequence[str]) -> _Legend:
     ]
 
 
-def _compose(
-    rows: Sequence[Sequence[_Panel]], legends: Sequence[_Legend], box: Box
-) -> Image.Image:
+def _compose(rows: Sequence[Sequence[_Panel]], legends: Sequence[_Legend], box: Box) -> Image.Image:
     height, width = rows[0][0].pixels.shape[:2]
     factor = max(1, ceil_div(_PANEL, width))
     font = ImageFont.load_default(_TEXT)

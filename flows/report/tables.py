@@ -35,9 +35,7 @@ def comparison_table(answers: Mapping[str, Scores], *, title: str | None = None)
     for heading in ("mean IoU", *(f"IoU {name}" for name in names), "voxel error"):
         table.add_column(heading, justify="right")
     for answer, scores in answers.items():
-        table.add_row(
-            answer, _number(scores.mean_iou), *map(_number, scores.iou), _share(scores.pixel_error)
-        )
+        table.add_row(answer, _number(scores.mean_iou), *map(_number, scores.iou), _share(scores.pixel_error))
     return table
 
 

@@ -81,7 +81,9 @@ class Volume:
         if dtype.kind not in "uifb":
             raise InputError("this array does not hold numbers", where=store.url, found=dtype)
         if min(array.shape) < 1:
-            raise InputError("this volume is empty", where=f"{store.url}/{path}", found=f"shape {array.shape}")
+            raise InputError(
+                "this volume is empty", where=f"{store.url}/{path}", found=f"shape {array.shape}"
+            )
         size = dict(zip(multiscale.axes, array.shape))
         wanted = tuple(range(size.get("c", 1))) if channels is None else tuple(channels)
         for name, chosen, limit in (
@@ -90,7 +92,9 @@ class Volume:
         ):
             if not chosen or any(not 0 <= c < limit for c in chosen):
                 raise InputError(
-                    f"no such {name}", where=store.url, expected=f"0 to {limit - 1}",
+                    f"no such {name}",
+                    where=store.url,
+                    expected=f"0 to {limit - 1}",
                     found=", ".join(map(str, chosen)) or "none",
                 )
         return cls(
@@ -214,8 +218,10 @@ def _open_level(
     present = [i for i, d in enumerate(multiscale.datasets) if isinstance(group.get(d.path), zarr.Array)]
     if not 0 <= level < len(multiscale.datasets):
         raise InputError(
-            "no such pyramid level", where=store.url,
-            expected=f"0 to {len(multiscale.datasets) - 1}", found=level,
+            "no such pyramid level",
+            where=store.url,
+            expected=f"0 to {len(multiscale.datasets) - 1}",
+            found=level,
         )
     path = multiscale.datasets[level].path
     if level not in present:

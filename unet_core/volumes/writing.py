@@ -1,4 +1,4 @@
-"""Writing: OME-Zarr 0.5 multiscales whose every byte is checked, sharded so that one block owns each shard."""
+"""Writing: OME-Zarr 0.5 multiscales, sharded so that one block owns each shard, every byte checked."""
 
 from __future__ import annotations
 
@@ -48,8 +48,15 @@ def create_multiscale(
     group = zarr.open_group(store.zarr(read_only=False), mode="a", zarr_format=3, use_consolidated=False)
     group.attrs.update(
         ome_attributes(
-            kind=kind, axes=axes, levels=levels, voxel_size=voxel_size, origin=origin,
-            unit=unit, name=name, method=method, source=source,
+            kind=kind,
+            axes=axes,
+            levels=levels,
+            voxel_size=voxel_size,
+            origin=origin,
+            unit=unit,
+            name=name,
+            method=method,
+            source=source,
         )
     )
     leading_shard = tuple(n if a == "c" else 1 for a, n in zip(axes, leading))
@@ -90,7 +97,7 @@ def write_box(array: zarr.Array[Any], box: Box, data: NDArray[Any], *, timepoint
 
 
 def read_box(array: zarr.Array[Any], box: Box, *, timepoint: int = 0) -> NDArray[Any]:
-    """(channel, z, y, x) data of a box inside an array made by `create_multiscale`; one channel if it has none."""
+    """(channel, z, y, x) data of a box of an array of `create_multiscale`; one channel if it has none."""
     axes = axis_names(array)
     selection: dict[Any, Any] = {"t": timepoint, "c": slice(None), **dict(zip(SPATIAL, box.slices))}
     data = np.asarray(array[tuple(selection[a] for a in axes)])

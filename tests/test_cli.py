@@ -1,0 +1,349 @@
+"""The command line: fast help, one clear error for every bad input, one JSON document, the right exit code."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import tifffile
+import torch
+import zarr
+
+from flows import cli
+from unet_core.architecture import UNetSpec
+from unet_core.checkpoint import ModelCard, load_model, save_model
+from unet_core.ledger import RunRecord, begin
+from unet_core.model import UNet
+from unet_core.normalisation import NormalisationRule, Scale
+from unet_core.volumes import Store
+
+SHAPE = (20, 40, 36)
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run the command line in this process; returns exit code, stdout and stderr."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["unet-flows", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        out, err = capsys.readouterr()
+        return int(stop.value.code or 0), out, err
+
+    return call
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Path:
+    """A volume, labels of its shape, and a model for it."""
+    rng = np.random.default_rng(0)
+    zarr.create_array(
+        tmp_path / "volume.zarr", data=rng.integers(0, 255, SHAPE, dtype="u1"), chunks=(20, 20, 20)
+    )
+    zarr.create_array(
+        tmp_path / "truth.zarr", data=rng.integers(0, 3, SHAPE, dtype="u2"), chunks=(20, 20, 20)
+    )
+    make_model(tmp_path / "model", UNetSpec.build(ndim=3, depth=1, base=4))
+    return tmp_path
+
+
+def make_model(path: Path, spec: UNetSpec) -> None:
+    torch.manual_seed(0)
+    channels = spec.in_channels
+    card = ModelCard(
+        spec=spec,
+        class_names=("background", "foreground"),
+        target="foreground",
+        normalisation=NormalisationRule(),
+        scale=Scale((0.0,) * channels, (255.0,) * channels),
+    )
+    save_model(Store(path), card, UNet(spec))
+
+
+def edit_json(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    document = json.loads(path.read_text())
+    change(document)
+    path.write_text(json.dumps(document))
+
+
+def refused(result: tuple[int, str, str], *facts: str) -> None:
+    """One error with these facts, exit code 2, no traceback, nothing on stdout."""
+    code, out, err = result
+    assert code == 2, err
+    assert err.startswith("error: ")
+    assert err.count("error: ") == 1
+    assert "Traceback" not in err
+    assert out == ""
+    for fact in facts:
+        assert fact in err, err
+
+
+class TestSegmentRefuses:
+    """`segment` with something wrong: refused before any work, nothing written."""
+
+    @pytest.fixture(autouse=True)
+    def _nothing_written(self, work: Path) -> Any:
+        self.work = work
+        self.to = work / "labels.zarr"
+        yield
+        assert not self.to.exists()
+
+    def segment(self, run: Run, *options: object, volume: str = "volume.zarr", model: str = "model") -> Any:
+        return run("segment", self.work / volume, "--model", self.work / model, "--to", self.to, *options)
+
+    def test_no_such_volume(self, run: Run) -> None:
+        refused(self.segment(run, volume="absent.zarr"), "no such volume", "absent.zarr")
+
+    def test_not_a_zarr(self, run: Run) -> None:
+        (self.work / "folder").mkdir()
+        refused(self.segment(run, volume="folder"), "not a Zarr")
+
+    def test_a_file(self, run: Run) -> None:
+        tifffile.imwrite(self.work / "stack.tif", np.zeros(SHAPE, "u1"))
+        refused(self.segment(run, volume="stack.tif"), "not a Zarr", "unet-flows ingest")
+
+    def test_a_group_without_multiscales(self, run: Run) -> None:
+        zarr.create_group(self.work / "group.zarr")
+        refused(self.segment(run, volume="group.zarr"), "no multiscales")
+
+    def test_a_level_whose_array_is_missing(self, run: Run, ome_volume: Path) -> None:
+        shutil.rmtree(ome_volume / "0")
+        refused(self.segment(run, volume=ome_volume.name), "array is missing", "--level 1")
+
+    def test_wrong_number_of_dimensions(self, run: Run) -> None:
+        zarr.create_array(self.work / "line.zarr", data=np.zeros(9, "u1"))
+        refused(self.segment(run, volume="line.zarr"), "wrong number of dimensions")
+
+    def test_a_plane_for_a_3d_model(self, run: Run) -> None:
+        zarr.create_array(self.work / "plane.zarr", data=np.zeros((64, 64), "u1"))
+        refused(self.segment(run, volume="plane.zarr"), "3D model cannot segment a plane")
+
+    def test_wrong_number_of_channels(self, run: Run) -> None:
+        zarr.create_array(self.work / "two.zarr", data=np.zeros((2, *SHAPE), "u1"))
+        refused(self.segment(run, volume="two.zarr"), "another number of channels", "--channels")
+
+    def test_no_such_channel(self, run: Run) -> None:
+        refused(self.segment(run, "--channels", "3"), "no such channel", "0 to 0")
+
+    @pytest.mark.parametrize("bad", [np.nan, np.inf])
+    def test_intensities_that_are_not_finite(self, run: Run, bad: float) -> None:
+        image = np.zeros(SHAPE, "f4")
+        image[3, 4, 5] = bad
+        zarr.create_array(self.work / "float.zarr", data=image, chunks=(20, 20, 20))
+        refused(self.segment(run, volume="float.zarr"), "NaN or infinite", "(3, 4, 5)")
+
+    @pytest.mark.parametrize("name", ["model.json", "weights.safetensors"])
+    def test_a_model_folder_without_a_file(self, run: Run, name: str) -> None:
+        (self.work / "model" / name).unlink()
+        refused(self.segment(run), "not a whole model folder", name)
+
+    def test_no_model(self, run: Run) -> None:
+        refused(self.segment(run, model="absent"), "no such model")
+
+    def test_a_model_of_another_architecture(self, run: Run) -> None:
+        edit_json(self.work / "model/model.json", lambda d: d["spec"].update(widths=[8, 16]))
+        refused(self.segment(run), "another architecture", "tensor")
+
+    def test_a_model_for_other_channels(self, run: Run) -> None:
+        make_model(self.work / "rgb", UNetSpec.build(ndim=3, depth=1, base=4, in_channels=3))
+        refused(self.segment(run, model="rgb"), "another number of channels", "3 channels")
+
+    def test_a_norm_layer_that_looks_at_the_tile(self, run: Run) -> None:
+        edit_json(self.work / "model/model.json", lambda d: d["spec"].update(norm="instance"))
+        refused(self.segment(run), "statistics of the tile", "instance")
+
+    @pytest.mark.parametrize(
+        ("roi", "fact"),
+        [
+            ("0:20,0:40,0:99", "not inside the volume"),
+            ("5:5,0:40,0:36", "empty"),
+            ("a:b", "not a box"),
+            ("0:9,0:9", "z0:z1,y0:y1,x0:x1"),
+        ],
+    )
+    def test_a_bad_roi(self, run: Run, roi: str, fact: str) -> None:
+        refused(self.segment(run, "--roi", roi), fact)
+
+    def test_a_tile_off_the_stride(self, run: Run) -> None:
+        refused(self.segment(run, "--tile", "15,16,16"), "--tile is not a multiple", "16,16,16")
+
+    def test_a_block_that_is_not_whole(self, run: Run) -> None:
+        refused(self.segment(run, "--tile", "8,8,8", "--block", "8,8,12"), "--block is not a multiple")
+
+    def test_a_tile_that_cannot_fit(self, run: Run) -> None:
+        zarr.create_array(self.work / "big.zarr", shape=(4096,) * 3, chunks=(512,) * 3, dtype="u1")
+        refused(
+            self.segment(run, "--tile", "2048,2048,2048", volume="big.zarr"),
+            "does not fit in memory",
+            "GiB available",
+            "--tile",
+        )
+
+    def test_a_disk_too_small(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        usage = shutil.disk_usage(self.work)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+        refused(self.segment(run), "disk is too small", "1,000 bytes free")
+
+    def test_not_a_number(self, run: Run) -> None:
+        refused(self.segment(run, "--level", "x"), "--level")
+
+    def test_an_unknown_option(self, run: Run) -> None:
+        refused(self.segment(run, "--colour", "red"), "--colour")
+
+    def test_an_unknown_key_in_the_cluster_file(self, run: Run) -> None:
+        (self.work / "cluster.toml").write_text('[cluster]\nkind = "local"\nwokers = 2\n')
+        refused(self.segment(run, "--cluster", self.work / "cluster.toml"), "wokers", "unknown key")
+
+
+def test_segment_refuses_an_output_with_other_parameters(run: Run, work: Path) -> None:
+    command = ("segment", work / "volume.zarr", "--model", work / "model", "--to", work / "labels.zarr")
+    (work / "labels.zarr").mkdir()
+    identity = {"volume": {}, "tile": [8, 8, 8]}
+    begin(Store(work / "labels.zarr"), RunRecord("segment", identity, {}))
+    refused(run(*command, "--tile", "16,16,16"), "other parameters", "tile [16, 16, 16]", "tile [8, 8, 8]")
+
+
+def test_segment_refuses_an_output_of_another_program(run: Run, work: Path) -> None:
+    command = ("segment", work / "volume.zarr", "--model", work / "model", "--to", work / "truth.zarr")
+    before = sorted(work.rglob("*"))
+    refused(run(*command), "not made by unet-flows")
+    assert sorted(work.rglob("*")) == before
+
+
+def test_segment_refuses_an_output_that_cannot_be_written(run: Run, work: Path) -> None:
+    # Also as root nothing can be created below /proc.
+    refused(
+        run("segment", work / "volume.zarr", "--model", work / "model", "--to", "/proc/labels.zarr"), "/proc"
+    )
+
+
+def test_plan_is_one_json_document_and_starts_nothing(run: Run, work: Path) -> None:
+    to = work / "labels.zarr"
+    options = ("--tile", "8,8,8", "--plan", "--json")
+    code, out, _ = run("segment", work / "volume.zarr", "--model", work / "model", "--to", to, *options)
+    assert code == 0
+    plan = json.loads(out)
+    assert plan["tile"]["write"] == [8, 8, 8]
+    assert plan["tile"]["count"] == 3 * 5 * 5
+    assert plan["memory_per_worker"] > plan["memory_of_one_forward_pass"] > 0
+    assert 0 < plan["useful_share_of_arithmetic"] < 1
+    assert not to.exists()
+
+
+def test_errors_are_json_where_json_was_asked_for(run: Run, work: Path) -> None:
+    command = ("segment", work / "absent", "--model", work / "model", "--to", work / "labels.zarr", "--json")
+    code, out, _ = run(*command)
+    assert code == 2
+    assert json.loads(out)["error"]["problem"] == "no such volume"
+
+
+class TestIngestRefuses:
+    def test_a_tiff_cut_short(self, run: Run, tmp_path: Path) -> None:
+        whole = tmp_path / "whole.tif"
+        tifffile.imwrite(whole, np.arange(20 * 64 * 64, dtype="u2").reshape(20, 64, 64))
+        (tmp_path / "cut.tif").write_bytes(whole.read_bytes()[:-5000])
+        refused(run("ingest", tmp_path / "cut.tif", "--to", tmp_path / "v.zarr"), "cut.tif")
+        assert not (tmp_path / "v.zarr").exists()
+
+    def test_an_hdf5_without_the_dataset(self, run: Run, tmp_path: Path) -> None:
+        with h5py.File(tmp_path / "a.h5", "w") as file:
+            file["raw"] = np.zeros(SHAPE, "u1")
+        refused(
+            run("ingest", tmp_path / "a.h5", "--dataset", "label", "--to", tmp_path / "v.zarr"),
+            "label",
+            "raw",
+        )
+
+    def test_no_such_file(self, run: Run, tmp_path: Path) -> None:
+        refused(run("ingest", tmp_path / "absent.tif", "--to", tmp_path / "v.zarr"), "absent.tif")
+
+    def test_labels_that_are_not_integers(self, run: Run, tmp_path: Path) -> None:
+        np.savez(tmp_path / "a.npz", labels=np.zeros(SHAPE, "f4"))
+        refused(run("ingest", tmp_path / "a.npz", "--as", "labels", "--to", tmp_path / "v.zarr"), "integers")
+
+
+class TestTrainRefuses:
+    def train(self, run: Run, work: Path, *options: object) -> tuple[int, str, str]:
+        data = ("--image", work / "volume.zarr", "--labels", work / "truth.zarr")
+        return run("train", "--to", work / "new", *data, "--target", "foreground", *options)
+
+    def test_a_label_volume_of_another_shape(self, run: Run, work: Path) -> None:
+        zarr.create_array(work / "small.zarr", data=np.ones((5, 5, 5), "u1"))
+        refused(self.train(run, work, "--labels", work / "small.zarr"), "differ in shape", "(5, 5, 5)")
+
+    def test_a_toml_with_an_unknown_key(self, run: Run, work: Path) -> None:
+        (work / "config.toml").write_text("step = 10\n")
+        refused(run("train", work / "config.toml", "--to", work / "new"), "step", "unknown key")
+
+    def test_regions_that_overlap(self, run: Run, work: Path) -> None:
+        regions = ("--region", "0:12,0:40,0:36", "--validation-region", "10:20,0:40,0:36")
+        refused(self.train(run, work, *regions), "share voxels")
+
+    def test_an_output_that_exists(self, run: Run, work: Path) -> None:
+        refused(self.train(run, work, "--to", work / "model"), "the output exists")
+
+
+def test_evaluate_refuses_shapes_that_differ(run: Run, work: Path) -> None:
+    zarr.create_array(work / "small.zarr", data=np.ones((5, 5, 5), "u1"))
+    refused(run("evaluate", work / "small.zarr", work / "truth.zarr", "--target", "foreground"), "(5, 5, 5)")
+
+
+def test_evaluate_prints_one_json_document(run: Run, work: Path) -> None:
+    code, out, _ = run("evaluate", work / "truth.zarr", work / "truth.zarr", "--json")
+    assert code == 0
+    scores = json.loads(out)
+    assert scores["pixel_error"] == 0
+    assert scores["mean_iou"] == 1
+
+
+def test_help_is_fast_because_nothing_heavy_is_imported() -> None:
+    code = (
+        "import sys; sys.argv = ['unet-flows', '--help']; from flows.cli import main\n"
+        "try: main()\nexcept SystemExit: pass\n"
+        "heavy = {'torch', 'zarr', 'dask', 'distributed', 'prefect', 'numpy', 'skimage', 'h5py', 'tifffile'}\n"
+        "print(sorted(heavy & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "segment" in done.stdout
+    assert done.stderr.strip() == "[]"
+
+
+def test_models_round_trip_through_their_folder(work: Path) -> None:
+    stored = load_model(str(work / "model"))
+    save_model(Store(work / "copy"), replace(stored.card), stored.network())
+    assert load_model(str(work / "copy")).digest == stored.digest
+
+
+@pytest.fixture
+def ome_volume(work: Path) -> Path:
+    """An OME-Zarr image with a pyramid, as `ingest` writes it."""
+    from unet_core.metadata import pyramid_levels
+    from unet_core.volumes import create_multiscale
+
+    path = work / "ome.zarr"
+    create_multiscale(
+        Store(path),
+        kind="image",
+        axes="zyx",
+        leading=(),
+        levels=pyramid_levels(SHAPE, (1, 1, 1), smallest=20),
+        dtype=np.dtype("u1"),
+        chunk=(20, 20, 20),
+        shard=(20, 40, 40),
+        voxel_size=(1, 1, 1),
+        origin=(0, 0, 0),
+        unit="micrometer",
+        name="ome",
+    )
+    return path
