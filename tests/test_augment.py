@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import lcm
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -32,6 +34,8 @@ def augmentations(draw: st.DrawFn) -> Augmentation:
     footprint = Footprint.of(spec)
     multiple = draw(st.tuples(*[st.integers(1, 2)] * 3))
     patch = tuple(s * k for s, k in zip(footprint.stride, multiple))
+    if draw(st.booleans()):  # axes that may be exchanged, also those with another context
+        patch = (lcm(*footprint.stride),) * 3
     if spec.ndim == 2:
         patch = (1, *patch[1:])
     voxel_size = draw(st.sampled_from([(1.0, 1.0, 1.0), (2.18, 1.0, 1.0), (1.0, 2.0, 3.0), (1.0, 1.0, 4.0)]))
@@ -107,6 +111,21 @@ def test_the_margin_covers_the_wider_context_of_exchangeable_axes():
         settings=GEOMETRY, footprint=Footprint.of(spec), patch=(8, 8, 8), voxel_size=(1.0,) * 3
     )
     assert augmentation.margin == (max(*lower, *upper),) * 3
+
+
+def test_anisotropic_context_under_rotation():
+    """Kernels 1x3x3 at first, but cubic voxels: z has less context than the axes it changes places with."""
+    spec = UNetSpec.build(ndim=3, depth=1, base=2, anisotropic_levels=1)
+    augmentation = Augmentation(
+        settings=GEOMETRY, footprint=Footprint.of(spec), patch=(6, 6, 6), voxel_size=(1.0,) * 3
+    )
+    assert augmentation.footprint.lower[0] < augmentation.footprint.lower[1]
+    image, positions = position_coded(augmentation)
+    inside = tuple(slice(a, a + 6) for a in augmentation.footprint.lower)
+    for seed in range(40):
+        turned, classes = augmentation.apply(image, positions[0], np.random.default_rng(seed))
+        assert turned.shape[1:] == spec.read_shape((6, 6, 6))
+        np.testing.assert_array_equal(turned[(0, *inside)], classes)
 
 
 def test_all_orientations_are_drawn():

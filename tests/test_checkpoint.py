@@ -22,17 +22,18 @@ TEXTS = st.text(min_size=1, max_size=8)
 
 
 @settings(max_examples=30)
-@given(spec=network_specs(cost=1e7), seed=SEEDS, names=st.lists(TEXTS, min_size=4, max_size=4), data=st.data())
+@given(spec=network_specs(cost=1e7), seed=SEEDS, names=st.tuples(*[TEXTS] * 4), data=st.data())
 def test_what_is_saved_is_loaded(spec, seed, names, data, tmp_path_factory):
+    rule = data.draw(st.sampled_from(["percentiles", "mean_std"]))
     card = ModelCard(
         spec=spec,
-        class_names=tuple(names[: spec.classes]),
+        class_names=names[: spec.classes],
         target=data.draw(st.sampled_from(["semantic", "foreground", "boundary"])),
-        normalisation=NormalisationRule(rule=data.draw(st.sampled_from(["percentiles", "mean_std"])), low=0.5),
+        normalisation=NormalisationRule(rule=rule, low=0.5),
         scale=Scale((1.5,) * spec.in_channels, (2.5,) * spec.in_channels),
         voxel_size=data.draw(st.none() | st.just((40.0, 8.0, 8.0))),
         unit=data.draw(st.none() | st.just("nanometer")),
-        notes={"steps": 100, "from": names},
+        notes={"steps": 100, "from": list(names)},
     )
     network = random_network(spec, seed)
     folder = tmp_path_factory.mktemp("models") / "m"
@@ -166,14 +167,18 @@ def test_a_norm_that_cannot_be_tiled(norm, says, make_model):
         ({"widths": (2, 5)}, "down.1.0.bias", "shape (5,)", "shape (4,)"),
         ({"upsampling": "nearest"}, "up.0.1.bias", "shape (2,)", "none"),
         ({"norm": "batch"}, "down.0.1.bias", "shape (2,)", "none"),
-        ({"widths": (2,), "kernels": ((3, 3, 3),), "pools": ()}, "down.1.0.bias", "no such tensor", "shape (4,)"),
+        (
+            {"widths": (2,), "kernels": ((3, 3, 3),), "pools": ()},
+            "down.1.0.bias", "no such tensor", "shape (4,)",
+        ),
     ],
 )
 def test_weights_of_another_architecture(change, where, expected, found, make_model):
     """Whichever way card and weights disagree, the first tensor that does is named."""
     folder = make_model(UNetSpec.build(ndim=3, depth=1, base=2))
-    spec = json.loads((folder / "model.json").read_text())["spec"]
-    edit(folder, spec={**spec, **change})
+    spec = {**json.loads((folder / "model.json").read_text())["spec"], **change}
+    numbers = {name: [1.0] * spec["in_channels"] for name in ("offset", "spread")}
+    edit(folder, spec=spec, scale=numbers, class_names=["any"] * spec["classes"])
     error = refusal(folder)
     assert error.problem == "these weights were made for another architecture"
     assert error.where == f"{folder}/weights.safetensors, tensor {where}"
@@ -210,10 +215,18 @@ def test_weights_that_are_no_numbers(value, make_model):
     assert error.where == f"{folder}/weights.safetensors, tensor head.weight"
 
 
-def test_counts_that_do_not_fit_the_network(make_model):
+@pytest.mark.parametrize(
+    ("change", "where", "expected", "found"),
+    [
+        ({"class_names": ["one"]}, "class_names", "2, as the network has", "1"),
+        ({"scale": {"offset": [0.0, 0.0], "spread": [1.0]}}, "scale", "1, as the network has", "2"),
+        ({"scale": {"offset": [0.0], "spread": []}}, "scale", "1, as the network has", "0"),
+    ],
+)
+def test_a_card_that_contradicts_itself(change, where, expected, found, make_model):
     folder = make_model()
-    edit(folder, class_names=["only one"])
-    assert refusal(folder).problem
-    folder = make_model(name="other")
-    edit(folder, scale={"offset": [0.0, 0.0], "spread": [1.0, 1.0]})
-    assert refusal(folder).problem
+    edit(folder, **change)
+    error = refusal(folder)
+    assert error.problem == "this model card contradicts itself"
+    assert error.where == f"{folder}/model.json, {where}"
+    assert (error.expected, error.found) == (expected, found)

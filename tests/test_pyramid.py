@@ -75,7 +75,8 @@ def make(folder: Path, levels: tuple[PyramidLevel, ...], shard: Shape, **options
     store = Store(folder)
     arrays = {"kind": "labels", "axes": "zyx", "leading": (), "dtype": np.dtype(np.uint8), **options}
     create_multiscale(
-        store, **arrays, levels=levels, chunk=shard, shard=shard, voxel_size=(1.0, 1.0, 1.0), origin=(0.0, 0.0, 0.0), unit=None, name="p",
+        store, **arrays, levels=levels, chunk=shard, shard=shard, name="p",
+        voxel_size=(1.0, 1.0, 1.0), origin=(0.0, 0.0, 0.0), unit=None,
     )
     return store
 

@@ -151,10 +151,10 @@ def test_redraws_are_bounded_and_read_labels_only():
 
 
 def test_sources_are_drawn_by_the_size_of_their_regions():
-    small, large = np.ones((10, 10, 10), np.uint8), np.ones((10, 20, 30), np.uint8)
-    sources = [
-        LabelledRegion.whole(in_memory(small), in_memory(small)),
-        LabelledRegion(image=in_memory(large), labels=in_memory(large), region=Box((0, 0, 0), (10, 10, 30))),
+    volume = in_memory(np.ones((10, 20, 30), np.uint8))
+    sources = [  # one voxel and three: an error by one would show
+        LabelledRegion(image=volume, labels=volume, region=Box((2, 3, 4), upper))
+        for upper in ((3, 4, 5), (3, 4, 7))
     ]
     sampler = sampler_of(sources)
     drawn = np.mean([sampler.place(generator(0, s, 0))[0] for s in range(400)])

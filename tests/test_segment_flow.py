@@ -196,31 +196,35 @@ def test_roi_keeps_the_shape_and_the_voxels_of_the_whole(work: Path, reference: 
 
 
 def test_a_failing_block_fails_the_run_by_name_and_the_rest_is_done(work: Path) -> None:
-    image = zarr.open_array(work / "volume.zarr", mode="r")[:].astype("f4")
-    # Where neither the probe nor the intensity sample of the plan looks: it looks at all of so small a
-    # volume, so the voxel turns bad after the run was begun.
+    image = np.random.default_rng(0).random((16, 200, 40), np.float32)
     source = zarr.create_array(work / "float.zarr", data=image, chunks=(16, 16, 16))
     output = work / "nan.zarr"
     original = tasks.start
 
     def spoil(planned: Any) -> Any:
+        """The voxel turns bad after the plan and the intensity scale have looked at the volume."""
         plan = original(planned)
-        source[36, 69, 60] = np.nan
+        source[8, 190, 20] = np.nan
         return plan
 
+    parameters = {"volume": str(work / "float.zarr"), "model": str(work / "model"), "to": str(output)}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tasks, "start", spoil)
         with pytest.raises(RunError, match="NaN or infinite intensity"):
-            segment(volume=str(work / "float.zarr"), model=str(work / "model"), to=str(output), tile=TILE)
+            segment(**parameters, tile=TILE)
     status = read_status(Store(output))
     assert status is not None
     assert status["status"] == "failed"
     predict = status["stages"]["predict"]
+    assert predict["total"] > 2
     assert len(predict["failed"]) == 1
-    assert "(36, 69, 60)" in predict["failed"][0]["error"]
+    assert "(8, 190, 20)" in predict["failed"][0]["error"]
     assert predict["done"] == predict["total"] - 1
     with pytest.raises(InputError, match="not complete"):
         segment(volume=str(output), model=str(work / "model"), to=str(work / "next.zarr"))
+    source[8, 190, 20] = 0.5
+    again = segment(**parameters, tile=TILE)
+    assert again["stages"]["predict"]["done"] == 1
 
 
 def test_workers_listen_on_loopback_only(work: Path) -> None:

@@ -44,6 +44,18 @@ class ModelCard:
     unit: str | None = None
     notes: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        for where, expected, found in (
+            ("class_names", self.spec.classes, len(self.class_names)),
+            ("scale", self.spec.in_channels, len(self.scale.offset)),
+            ("scale", self.spec.in_channels, len(self.scale.spread)),
+        ):
+            if found != expected:
+                raise InputError(
+                    "this model card contradicts itself", where=where,
+                    expected=f"{expected}, as the network has", found=found,
+                )
+
 
 @dataclass(frozen=True)
 class StoredModel:
@@ -136,9 +148,10 @@ def _check_weights(spec: UNetSpec, weights: bytes, *, where: str) -> None:
     import torch
 
     try:
-        stored = {name: tuple(t.shape) for name, t in load_tensors(weights).items()}
+        tensors = load_tensors(weights)
     except SafetensorError as error:
         raise InputError("these weights cannot be read", where=where, found=str(error)) from None
+    stored = {name: tuple(t.shape) for name, t in tensors.items()}
     with torch.device("meta"):
         expected = {name: tuple(t.shape) for name, t in UNet(spec).state_dict().items()}
     for name in sorted(expected.keys() | stored.keys()):
@@ -148,4 +161,10 @@ def _check_weights(spec: UNetSpec, weights: bytes, *, where: str) -> None:
                 where=f"{where}, tensor {name}",
                 expected=f"shape {expected[name]}" if name in expected else "no such tensor",
                 found=f"shape {stored[name]}" if name in stored else "none",
+            )
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise InputError(
+                "these weights hold NaN or infinite numbers: every voxel would get class 0",
+                where=f"{where}, tensor {name}", fix="train again, with a lower learning rate",
             )

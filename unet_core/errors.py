@@ -38,7 +38,9 @@ class UnetFlowsError(Exception):
             ("found", self.found),
             ("to do", self.fix),
         )
-        return "\n".join([self.problem, *(f"  {name + ':':<10}{value}" for name, value in facts if value)])
+        # A fact may be another error's message: its lines stand under its first one.
+        lines = (f"  {name + ':':<10}{value}".replace("\n", "\n" + 12 * " ") for name, value in facts if value)
+        return "\n".join([self.problem, *lines])
 
     def as_dict(self) -> dict[str, str | None]:
         """The error as data, for `--json` documents and run records."""

@@ -115,7 +115,7 @@ def require_finite(data: NDArray[Any], box: Box, volume: Volume, *, error: type[
     position = tuple(mirrored(a + p, n) for a, p, n in zip(box.lower, place, volume.shape))
     raise error(  # type: ignore[call-arg]
         "NaN or infinite intensity",
-        where=f"{volume.url}/{volume.path} at z, y, x = {position}, channel {volume.channels[channel]}",
+        where=f"{volume.where} at z, y, x = {position}, channel {volume.channels[channel]}",
         expected="finite numbers",
         found=data[(channel, *place)],
         fix="replace such voxels, or choose an --roi without them",

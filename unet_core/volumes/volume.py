@@ -113,6 +113,11 @@ class Volume:
         )
 
     @property
+    def where(self) -> str:
+        """The array's place, for messages."""
+        return f"{self.url}/{self.path}".rstrip("/")
+
+    @property
     def box(self) -> Box:
         return Box.of_shape(self.shape)
 

@@ -1,0 +1,208 @@
+"""What a plan says it needs, against what processes really take."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from strategies import boxes_within, network_specs, random_voxels
+
+from unet_core import budget
+from unet_core.architecture import UNetSpec
+from unet_core.errors import InputError
+from unet_core.geometry import Box, Grid
+from unet_core.model import UNet
+from unet_core.segmentation import SegmentRequest, plan_segmentation, start
+from unet_core.tiling import Footprint, Tiling, chunk_and_shard
+
+WITHIN = 0.25  # of the measured peak, either way
+
+# Each case runs in a fork of one process that has loaded everything and computed nothing: a peak belongs to a
+# process and cannot be reset, and loading torch anew for each case would take longer than measuring.
+PROBE = """
+import json, os, resource, sys
+import distributed, psutil, torch, zarr
+from unet_core.architecture import UNetSpec
+from unet_core.model import UNet, channels_last, for_inference
+from unet_core.segmentation import BlockWorker, SegmentPlan
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+def forward(spec, shape):
+    spec = UNetSpec(**spec)
+    layout = channels_last(spec.ndim)
+    network = for_inference(UNet(spec)).to(memory_format=layout)
+    def run(shape):
+        x = torch.full((1, spec.in_channels, *shape), 0.5).contiguous(memory_format=layout)
+        with torch.inference_mode():
+            network(x)
+    run(spec.read_shape(spec.stride))  # loads the kernels
+    baseline = psutil.Process().memory_info().rss
+    run(shape)
+    return peak() - baseline
+
+def worker(url, plan):
+    plan = SegmentPlan.from_dict(plan)
+    worker = BlockWorker(url, plan)
+    for index in range(plan.stages["predict"]):
+        worker.predict(index)
+    return peak()
+
+for kind, *arguments in json.loads(sys.argv[1]):
+    ours, theirs = os.pipe()
+    if os.fork() == 0:
+        os.write(theirs, str({"forward": forward, "worker": worker}[kind](*arguments)).encode())
+        os._exit(0)
+    os.close(theirs)
+    print(os.read(ours, 64).decode(), flush=True)
+    os.wait()
+"""
+
+
+def measure(*cases: tuple) -> list[int]:
+    """Peak bytes of each case in a process of its own."""
+    command = [sys.executable, "-W", "ignore", "-c", PROBE, json.dumps(cases)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=200)
+    return [int(line) for line in done.stdout.split()]
+
+
+def test_predicted_memory_of_a_forward_pass_is_what_it_takes():
+    cases = [
+        (UNetSpec.build(ndim=3, depth=2, base=16), (80, 80, 80)),
+        (UNetSpec.build(ndim=3, depth=2, base=16, upsampling="nearest"), (64, 80, 96)),
+        (UNetSpec.build(ndim=3, depth=3, base=16, norm="batch", in_channels=2), (48, 48, 48)),
+        (UNetSpec.build(ndim=3, depth=3, base=16, anisotropic_levels=1, upsampling="nearest"), (32, 64, 64)),
+        (UNetSpec.build(ndim=2, depth=4, base=32), (768, 768)),
+        (UNetSpec.build(ndim=2, depth=4, base=32, upsampling="nearest", in_channels=3), (640, 768)),
+    ]
+    reads = [spec.read_shape(write) for spec, write in cases]
+    measured = measure(*(("forward", spec.to_dict(), read) for (spec, _), read in zip(cases, reads)))
+    for (spec, _), read, found in zip(cases, reads, measured):
+        predicted = budget.forward_bytes(spec, read, "float32")
+        assert 150e6 < predicted < 1e9, "too small to measure, or too large for the machine"
+        assert predicted == pytest.approx(found, rel=WITHIN), (spec, read)
+
+
+def test_predicted_memory_of_a_worker_is_what_it_takes(make_model, make_volume, tmp_path):
+    cases = {
+        "volume": (UNetSpec.build(ndim=3, depth=2, base=16), (80, 80, 150), "uint8", (80, 80, 80)),
+        "planes": (
+            UNetSpec.build(ndim=2, depth=4, base=32, in_channels=3, classes=4),
+            (3, 2, 700, 1400), "uint16", (1, 704, 704),
+        ),
+    }
+    plans = {}
+    for name, (spec, shape, dtype, tile) in cases.items():
+        request = SegmentRequest(
+            volume=str(make_volume(random_voxels(shape, dtype, 0), name=f"{name}.zarr", chunks=(1,) * (len(shape) - 3) + (64,) * 3)),
+            model=str(make_model(spec, name=name)), to=str(tmp_path / f"{name}-out.zarr"),
+            tile=tile, dtype="float32", probabilities=name == "planes", normalisation="model",
+        )
+        planned = plan_segmentation(request)
+        plans[name] = planned, start(planned)
+    measured = measure(*(("worker", planned.request.to, plan.to_dict()) for planned, plan in plans.values()))
+    for (planned, _), found in zip(plans.values(), measured):
+        predicted = planned.memory
+        assert predicted.total - predicted.base > 150e6
+        assert predicted.total == pytest.approx(found, rel=WITHIN), asdict(predicted)
+
+
+@given(spec=network_specs(cost=float("inf")))
+def test_weights_are_counted(spec):
+    import torch
+
+    with torch.device("meta"):
+        stored = sum(p.numel() for name, p in UNet(spec).named_parameters() if p.ndim > 1)
+    # All but the head and the vectors, which are small.
+    assert budget.weight_bytes(spec, "float32") == 4 * (stored - spec.widths[0] * spec.classes)
+    assert budget.weight_bytes(spec, "bfloat16") * 2 == budget.weight_bytes(spec, "float32")
+
+
+@settings(max_examples=60)
+@given(
+    spec=network_specs(cost=float("inf")), volume=st.tuples(*[st.integers(1, 3000)] * 3), data=st.data(),
+    memory=st.integers(2**20, 2**34),
+)
+def test_the_chosen_tile_fits_and_no_other_candidate_is_cheaper(spec, volume, data, memory):
+    flat = 3 - spec.ndim
+    smallest = budget.forward_bytes(spec, spec.read_shape(spec.stride), "float32")
+    assume(memory > 2 * smallest)
+    roi = data.draw(boxes_within(volume))
+    try:
+        tile = budget.choose_tile(spec, volume, roi, dtype="float32", memory=memory)
+    except InputError:
+        # The smallest candidate is about 16 voxels, which may take more than one stride does.
+        tile = None
+        assert memory < 2000 * smallest
+    assume(tile is not None)
+    assert budget.forward_bytes(spec, spec.read_shape(tile[flat:]), "float32") <= memory
+    assert tile[:flat] == (1,) * flat
+    chunk, shard = chunk_and_shard(tile, volume)
+    plan = Tiling(
+        volume=volume, roi=roi, footprint=Footprint.of(spec), tile=tile, chunk=chunk, shard=shard, block=shard
+    )
+
+    def cost(memory: int) -> int:
+        tile = budget.choose_tile(spec, volume, roi, dtype="float32", memory=memory)
+        return len(Grid(roi, tile)) * spec.macs(spec.read_shape(tile[flat:]))
+
+    assert plan.tile_count * spec.macs(plan.read_shape[flat:]) == cost(memory)
+    assert cost(4 * memory) <= cost(memory), "more memory must never cost more arithmetic"
+
+
+def test_the_tile_does_not_depend_on_anything_but_network_volume_roi_and_memory():
+    spec = UNetSpec.build(ndim=3, depth=3, base=16)
+    tile = budget.choose_tile(spec, (500,) * 3, Box.of_shape((500,) * 3), dtype="float32", memory=2**30)
+    assert tile == budget.choose_tile(spec, (500,) * 3, Box.of_shape((500,) * 3), dtype="float32", memory=2**30)
+    half = budget.choose_tile(spec, (500,) * 3, Box.of_shape((500,) * 3), dtype="bfloat16", memory=2**30)
+    assert np.prod(half) > np.prod(tile)
+    plane = budget.choose_tile(UNetSpec.paper(), (9, 512, 512), Box.of_shape((9, 512, 512)), dtype="float32", memory=2**32)
+    assert plane == (1, 512, 512)
+
+
+def test_a_tile_that_cannot_fit_is_refused_with_both_numbers():
+    spec = UNetSpec.build(ndim=3, depth=4, base=64)
+    with pytest.raises(InputError, match="not even the smallest tile") as refused:
+        budget.choose_tile(spec, (512,) * 3, Box.of_shape((512,) * 3), dtype="float32", memory=10**8)
+    needed = budget.forward_bytes(spec, spec.read_shape(spec.stride), "float32")
+    assert f"{needed:,} bytes" in refused.value.expected
+    assert "100,000,000 bytes" in refused.value.found
+    assert "--dtype" in refused.value.fix
+
+
+def test_the_number_that_a_refusal_asks_for_is_enough():
+    spec = UNetSpec.build(ndim=3, depth=1, base=8)
+    with pytest.raises(InputError) as refused:
+        budget.choose_tile(spec, (512,) * 3, Box.of_shape((512,) * 3), dtype="float32", memory=1)
+    enough = int(refused.value.expected.split(" ")[0].replace(",", ""))
+    budget.choose_tile(spec, (512,) * 3, Box.of_shape((512,) * 3), dtype="float32", memory=enough)
+
+
+def test_workers_that_do_not_fit_are_refused_with_both_numbers():
+    gib = 2**30
+    needed = budget.WorkerMemory(base=gib, weights=0, input=gib // 2, forward=2 * gib, output=gib // 2)
+    assert needed.total == 4 * gib
+    budget.require_memory(needed, "cpu", workers=2, available=8 * gib)
+    with pytest.raises(InputError, match="does not fit in memory") as refused:
+        budget.require_memory(needed, "cpu", workers=2, available=8 * gib - 1)
+    assert "8.00 GiB for 2 workers" in refused.value.expected
+    assert "2.00 GiB of it" in refused.value.expected
+    assert refused.value.found == "8.00 GiB available"
+    assert all(option in refused.value.fix for option in ("--tile", "--block", "--workers"))
+    # On a GPU the forward pass lives there.
+    budget.require_memory(needed, "cuda", workers=2, available=4 * gib)
+
+
+def test_what_the_machine_has_is_asked_for_where_nothing_is_said(monkeypatch):
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=1000, total=1000))
+    needed = budget.WorkerMemory(base=1001, weights=0, input=0, forward=0, output=0)
+    with pytest.raises(InputError, match="does not fit"):
+        budget.require_memory(needed, "cpu", workers=1, available=None)
