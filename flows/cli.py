@@ -14,7 +14,13 @@ import typer
 from pydantic.fields import FieldInfo
 
 from flows.config import Config, IngestConfig, SegmentConfig, TargetName, TrainConfig
+from flows.supervise import supervised
 from unet_core.errors import InputError, UnetFlowsError
+
+# The terminal shows our progress and our errors; Prefect's log lines go to its API and UI.
+os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+
+INTERRUPTED = 130
 
 app = typer.Typer(
     name="unet-flows",
@@ -72,7 +78,6 @@ def options_of(
 @options_of(IngestConfig)
 def ingest(as_json: AsJson = False, **parameters: Any) -> None:
     """Convert TIFF, HDF5, NPZ or PNG to a sharded, multiscale OME-Zarr volume."""
-    _quiet_prefect()
     from flows.config import validate
     from flows.ingest import ingest as flow
     from flows.ingest import plan
@@ -92,7 +97,6 @@ def train(
     **parameters: Any,
 ) -> None:
     """Train a U-Net on labelled boxes of one or several volumes."""
-    _quiet_prefect()
     from flows.summary import print_training
     from flows.train import prepare, read_config
     from flows.train import train as flow
@@ -112,9 +116,9 @@ def segment(
     **parameters: Any,
 ) -> None:
     """Segment a volume: exact overlapping tiles in, one seamless label volume out."""
-    _quiet_prefect()
     from flows.config import validate
     from flows.segment import plan as make_plan
+    from flows.segment import segment as flow
     from flows.summary import plan_document, print_plan, print_run
 
     config = validate(SegmentConfig, parameters)
@@ -125,8 +129,6 @@ def segment(
         return
     if not as_json:
         print_plan(document)
-    from flows.segment import segment as flow
-
     _report(flow(**parameters), as_json, print_run)
 
 
@@ -183,24 +185,28 @@ def doctor(as_json: AsJson = False) -> None:
 
 
 def main() -> None:
-    """Run the command line. Exit codes: 0 done, 1 partial or failed, 2 bad input, 130 interrupted."""
+    """The console script. Exit codes: 0 done, 1 partial or failed, 2 bad input, 130 interrupted."""
+    sys.exit(supervised(run))
+
+
+def run() -> int:
+    """Run the command in `sys.argv` in this process; returns its exit code."""
     try:
         code = app(standalone_mode=False)
-        sys.exit(code if isinstance(code, int) else 0)
     except typer.TyperException as error:
-        _fail(InputError(error.format_message(), fix="unet-flows --help, or COMMAND --help"))
+        return _fail(InputError(error.format_message(), fix="unet-flows --help, or COMMAND --help"))
     except UnetFlowsError as error:
-        _fail(error)
-    except KeyboardInterrupt:
+        return _fail(error)
+    if code == INTERRUPTED:  # typer turns KeyboardInterrupt into this
         print("interrupted; the same command goes on where it stopped", file=sys.stderr)
-        sys.exit(130)
+    return code if isinstance(code, int) else 0
 
 
-def _fail(error: UnetFlowsError) -> None:
+def _fail(error: UnetFlowsError) -> int:
     if "--json" in sys.argv:
         print(json.dumps({"status": "failed", "error": error.as_dict()}, indent=1))
     print(f"error: {error}", file=sys.stderr)
-    sys.exit(error.exit_code)
+    return error.exit_code
 
 
 def _report(document: Any, as_json: bool, show: Callable[[Any], None]) -> None:
@@ -208,8 +214,3 @@ def _report(document: Any, as_json: bool, show: Callable[[Any], None]) -> None:
         print(json.dumps(document, indent=1))
     else:
         show(document)
-
-
-def _quiet_prefect() -> None:
-    """The terminal shows our progress and our errors; Prefect's log lines go to its UI and API."""
-    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import asdict
 from types import SimpleNamespace
 
 import numpy as np
@@ -74,45 +73,44 @@ def measure(*cases: tuple) -> list[int]:
     return [int(line) for line in done.stdout.split()]
 
 
-def test_predicted_memory_of_a_forward_pass_is_what_it_takes():
-    cases = [
-        (UNetSpec.build(ndim=3, depth=2, base=16), (80, 80, 80)),
-        (UNetSpec.build(ndim=3, depth=2, base=16, upsampling="nearest"), (64, 80, 96)),
-        (UNetSpec.build(ndim=3, depth=3, base=16, norm="batch", in_channels=2), (48, 48, 48)),
-        (UNetSpec.build(ndim=3, depth=3, base=16, anisotropic_levels=1, upsampling="nearest"), (32, 64, 64)),
-        (UNetSpec.build(ndim=2, depth=4, base=32), (768, 768)),
-        (UNetSpec.build(ndim=2, depth=4, base=32, upsampling="nearest", in_channels=3), (640, 768)),
-    ]
-    reads = [spec.read_shape(write) for spec, write in cases]
-    measured = measure(*(("forward", spec.to_dict(), read) for (spec, _), read in zip(cases, reads)))
-    for (spec, _), read, found in zip(cases, reads, measured):
-        predicted = budget.forward_bytes(spec, read, "float32")
-        assert 150e6 < predicted < 1e9, "too small to measure, or too large for the machine"
-        assert predicted == pytest.approx(found, rel=WITHIN), (spec, read)
+# Large tiles: the C library keeps up to about 100 MB of freed tensors below 32 MB, which nothing counts.
+FORWARD = [
+    (UNetSpec.build(ndim=3, depth=2, base=16), (64, 64, 80)),
+    (UNetSpec.build(ndim=3, depth=3, base=16, upsampling="nearest"), (16, 16, 32)),
+    (UNetSpec.build(ndim=2, depth=4, base=32), (896, 960)),
+]
+WORKERS = [  # network, image (c, z, y, x), its type, tile; two tiles in one block, or two blocks
+    (UNetSpec.build(ndim=3, depth=2, base=16), (1, 64, 80, 90), "uint8", (64, 80, 80)),
+    (
+        UNetSpec.build(ndim=2, depth=4, base=32, in_channels=3, classes=4),
+        (3, 1, 400, 700), "uint16", (1, 400, 400),
+    ),
+]
 
 
-def test_predicted_memory_of_a_worker_is_what_it_takes(make_model, make_volume, tmp_path):
-    cases = {
-        "volume": (UNetSpec.build(ndim=3, depth=2, base=16), (80, 80, 150), "uint8", (80, 80, 80)),
-        "planes": (
-            UNetSpec.build(ndim=2, depth=4, base=32, in_channels=3, classes=4),
-            (3, 2, 700, 1400), "uint16", (1, 704, 704),
-        ),
-    }
-    plans = {}
-    for name, (spec, shape, dtype, tile) in cases.items():
+def test_predicted_memory_is_what_processes_take(make_model, make_volume, tmp_path):
+    predicted, cases = [], []
+    for spec, write in FORWARD:
+        read = spec.read_shape(write)
+        predicted.append(budget.forward_bytes(spec, read, "float32"))
+        cases.append(("forward", spec.to_dict(), read))
+    for number, (spec, shape, dtype, tile) in enumerate(WORKERS):
+        volume = make_volume(random_voxels(shape, dtype, 0), name=f"{number}.zarr", chunks=(1, 64, 64, 64))
         request = SegmentRequest(
-            volume=str(make_volume(random_voxels(shape, dtype, 0), name=f"{name}.zarr", chunks=(1,) * (len(shape) - 3) + (64,) * 3)),
-            model=str(make_model(spec, name=name)), to=str(tmp_path / f"{name}-out.zarr"),
-            tile=tile, dtype="float32", probabilities=name == "planes", normalisation="model",
+            volume=str(volume), model=str(make_model(spec, name=f"model-{number}")),
+            to=str(tmp_path / f"out-{number}.zarr"), tile=tile, dtype="float32",
+            probabilities=spec.classes > 2, normalisation="model",
         )
         planned = plan_segmentation(request)
-        plans[name] = planned, start(planned)
-    measured = measure(*(("worker", planned.request.to, plan.to_dict()) for planned, plan in plans.values()))
-    for (planned, _), found in zip(plans.values(), measured):
-        predicted = planned.memory
-        assert predicted.total - predicted.base > 150e6
-        assert predicted.total == pytest.approx(found, rel=WITHIN), asdict(predicted)
+        predicted.append(planned.memory.total)
+        cases.append(("worker", request.to, start(planned).to_dict()))
+    measured = measure(*cases)
+    assert len(measured) == len(predicted)
+    # Large enough for activations to dominate, small enough for the machine.
+    assert min(measured) > 100e6
+    assert max(measured) < 1.2e9
+    for case, expected, found in zip(cases, predicted, measured):
+        assert expected == pytest.approx(found, rel=WITHIN), case
 
 
 @given(spec=network_specs(cost=float("inf")))
@@ -129,42 +127,34 @@ def test_weights_are_counted(spec):
 @settings(max_examples=60)
 @given(
     spec=network_specs(cost=float("inf")), volume=st.tuples(*[st.integers(1, 3000)] * 3), data=st.data(),
-    memory=st.integers(2**20, 2**34),
+    memory=st.integers(2**16, 2**34),
 )
-def test_the_chosen_tile_fits_and_no_other_candidate_is_cheaper(spec, volume, data, memory):
+def test_the_chosen_tile_fits_and_more_memory_never_costs_more(spec, volume, data, memory):
     flat = 3 - spec.ndim
-    smallest = budget.forward_bytes(spec, spec.read_shape(spec.stride), "float32")
-    assume(memory > 2 * smallest)
+    assume(memory >= budget.forward_bytes(spec, spec.read_shape(spec.stride), "float32"))
     roi = data.draw(boxes_within(volume))
-    try:
-        tile = budget.choose_tile(spec, volume, roi, dtype="float32", memory=memory)
-    except InputError:
-        # The smallest candidate is about 16 voxels, which may take more than one stride does.
-        tile = None
-        assert memory < 2000 * smallest
-    assume(tile is not None)
+    tile = budget.choose_tile(spec, volume, roi, dtype="float32", memory=memory)
     assert budget.forward_bytes(spec, spec.read_shape(tile[flat:]), "float32") <= memory
     assert tile[:flat] == (1,) * flat
     chunk, shard = chunk_and_shard(tile, volume)
-    plan = Tiling(
-        volume=volume, roi=roi, footprint=Footprint.of(spec), tile=tile, chunk=chunk, shard=shard, block=shard
-    )
+    foot = Footprint.of(spec)
+    Tiling(volume=volume, roi=roi, footprint=foot, tile=tile, chunk=chunk, shard=shard, block=shard)
 
     def cost(memory: int) -> int:
         tile = budget.choose_tile(spec, volume, roi, dtype="float32", memory=memory)
         return len(Grid(roi, tile)) * spec.macs(spec.read_shape(tile[flat:]))
 
-    assert plan.tile_count * spec.macs(plan.read_shape[flat:]) == cost(memory)
-    assert cost(4 * memory) <= cost(memory), "more memory must never cost more arithmetic"
+    assert cost(4 * memory) <= cost(memory)
 
 
-def test_the_tile_does_not_depend_on_anything_but_network_volume_roi_and_memory():
-    spec = UNetSpec.build(ndim=3, depth=3, base=16)
-    tile = budget.choose_tile(spec, (500,) * 3, Box.of_shape((500,) * 3), dtype="float32", memory=2**30)
-    assert tile == budget.choose_tile(spec, (500,) * 3, Box.of_shape((500,) * 3), dtype="float32", memory=2**30)
-    half = budget.choose_tile(spec, (500,) * 3, Box.of_shape((500,) * 3), dtype="bfloat16", memory=2**30)
+def test_tiles_of_usual_volumes():
+    spec, shape = UNetSpec.build(ndim=3, depth=3, base=16), (500, 500, 500)
+    tile = budget.choose_tile(spec, shape, Box.of_shape(shape), dtype="float32", memory=2**30)
+    half = budget.choose_tile(spec, shape, Box.of_shape(shape), dtype="bfloat16", memory=2**30)
     assert np.prod(half) > np.prod(tile)
-    plane = budget.choose_tile(UNetSpec.paper(), (9, 512, 512), Box.of_shape((9, 512, 512)), dtype="float32", memory=2**32)
+    # The paper's own case: a plane of 512 x 512 is one tile.
+    shape = (9, 512, 512)
+    plane = budget.choose_tile(UNetSpec.paper(), shape, Box.of_shape(shape), dtype="float32", memory=2**32)
     assert plane == (1, 512, 512)
 
 

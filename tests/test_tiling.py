@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -92,9 +93,16 @@ def test_every_shard_has_one_writer(plan):
 
 
 @given(tilings())
-def test_a_plan_travels(plan):
+def test_a_plan_travels_and_so_does_its_refusal(plan):
+    """To Dask workers and back."""
     _, tiling = plan
     assert pickle.loads(pickle.dumps(tiling)) == tiling
+    with pytest.raises(InputError) as refused:
+        replace(tiling, tile=(0, 0, 0))
+    back = pickle.loads(pickle.dumps(refused.value))
+    assert type(back) is InputError
+    assert (str(back), back.as_dict()) == (str(refused.value), refused.value.as_dict())
+    assert all(fact in str(back) for fact in (back.problem, back.expected, back.found))
 
 
 SIDES = st.one_of(st.integers(1, 700), st.sampled_from([2**k for k in range(11)]))

@@ -23,6 +23,8 @@ WORKER_BASE = 450 * 2**20
 ITEM_SIZE = {"float32": 4, "auto": 4, "bfloat16": 2, "float16": 2}
 # A tile is never chosen larger than this, so that blocks stay short enough to retry and to share out.
 TILE_MEMORY = 3 * GIB
+# Sides that tiles are tried with, rounded up to the stride: 1 is the smallest tile there is.
+_TILE_SIDES = (1, 16, 24, 32, 48, 64, 80, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512, 640, 768, 1024)
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,7 @@ def choose_tile(spec: UNetSpec, volume: Shape, roi: Box, *, dtype: str, memory: 
     flat = 3 - spec.ndim
     best: tuple[int, Shape] | None = None
     smallest = footprint.stride
-    for target in (16, 24, 32, 48, 64, 80, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512, 640, 768, 1024):
+    for target in _TILE_SIDES:
         tile = tuple(
             1 if axis < flat else _divide(n, target, stride)
             for axis, (n, stride) in enumerate(zip(volume, footprint.stride))

@@ -202,9 +202,11 @@ def _read_json(store: Store, name: str) -> dict[str, Any] | None:
     if data is None:
         return None
     try:
-        document: dict[str, Any] = json.loads(data)
+        document = json.loads(data)
     except ValueError:
-        raise InputError("this run record cannot be read", where=f"{store.url}/{FOLDER}/{name}") from None
+        document = None
+    if not isinstance(document, dict):
+        raise InputError("this run record cannot be read", where=f"{store.url}/{FOLDER}/{name}")
     return document
 
 

@@ -125,18 +125,20 @@ def require_finite(data: NDArray[Any], box: Box, volume: Volume, *, error: type[
 def _numbers(
     counts: NDArray[np.int64], low: float, width: float, rule: NormalisationRule
 ) -> tuple[float, float]:
-    values = low + width * np.arange(len(counts))
+    # In bins, not in intensities: rounding would give a flat float volume a spread of 1e-14.
+    bins = np.arange(len(counts), dtype=np.float64)
     total = int(counts.sum())
     if rule.rule == "mean_std":
-        mean = float((counts * values).sum() / total)
-        spread = float(np.sqrt((counts * (values - mean) ** 2).sum() / total))
-        return mean, spread or 1.0
-    below = np.cumsum(counts)
-    first, last = (
-        float(values[np.searchsorted(below, max(1, np.ceil(total * p / 100)))]) for p in (rule.low, rule.high)
-    )
+        mean = float((counts * bins).sum() / total)
+        first, spread = mean, float(np.sqrt((counts * (bins - mean) ** 2).sum() / total))
+    else:
+        below = np.cumsum(counts)
+        first, last = (
+            float(np.searchsorted(below, max(1, np.ceil(total * p / 100)))) for p in (rule.low, rule.high)
+        )
+        spread = last - first
     # A flat volume has no spread; 1 keeps it finite.
-    return first, (last - first) or 1.0
+    return low + width * first, width * spread or 1.0
 
 
 def _sample(volume: Volume, sample: int) -> Iterator[tuple[Box, NDArray[Any]]]:
