@@ -18,6 +18,8 @@ from unet_core.errors import InputError
 from unet_core.geometry import Shape
 from unet_core.model import UNet
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CONVOLUTIONS = nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d
 # Width and depth do not change which voxels matter; small networks leave time for many of them.
 SPECS = network_specs(cost=1.5e7)
@@ -66,6 +68,7 @@ def test_paper_network_by_arithmetic():
     assert spec.read_shape((384, 384)) == (572, 572)
 
 
+@settings(max_examples=50)
 @given(spec=network_specs(cost=float("inf")), data=st.data())
 def test_arithmetic_is_what_torch_does(spec, data):
     write = tuple(s * data.draw(st.integers(1, 3)) for s in spec.stride)
@@ -176,7 +179,7 @@ def assert_depends_on(spec: UNetSpec, start: Shape, stop: Shape, low: Shape, hig
             assert not outputs(changed).isfinite().all(), f"voxel {place} changes nothing"
 
 
-@settings(max_examples=50)
+@settings(max_examples=40)
 @given(spec=SPECS, data=st.data())
 def test_context_is_sufficient_and_tight_voxel_by_voxel(spec, data):
     """A write box whose corners are multiples of the stride needs [a - lower, b + upper): all and no more.
@@ -191,7 +194,7 @@ def test_context_is_sufficient_and_tight_voxel_by_voxel(spec, data):
     assert_depends_on(spec, start, stop, start, high)
 
 
-@settings(max_examples=50)
+@settings(max_examples=30)
 @given(spec=SPECS, data=st.data())
 def test_dependence_of_any_outputs_is_exact_voxel_by_voxel(spec, data):
     """Off the stride too: `dependence` is where the outermost voxels that matter lie, per axis."""
@@ -211,6 +214,7 @@ def test_nearest_loses_one_voxel_per_level_and_says_so():
     assert nearest.context == ((8, 8), (10, 10))
 
 
+@settings(max_examples=30)
 @given(spec=SPECS)
 def test_output_voxel_j_lies_on_input_voxel_j_plus_lower(spec):
     """With kernels that only pass their middle on, the skip at the top gives back the input's own positions,
@@ -255,6 +259,7 @@ def _pass_on(network: UNet, through: str) -> None:
             module.weight[(0, channel, *tap)] = 1
 
 
+@settings(max_examples=50)
 @given(spec=network_specs(cost=float("inf")), data=st.data())
 def test_macs_are_those_that_torch_does(spec, data):
     read = spec.read_shape(tuple(s * data.draw(st.integers(1, 3)) for s in spec.stride))

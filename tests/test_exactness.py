@@ -154,13 +154,15 @@ def assert_same(prediction: Prediction, expected: np.ndarray) -> None:
     assert (best - second)[differing].max(initial=0) < 2 * tolerance
 
 
-@settings(max_examples=80)
+@pytest.mark.usefixtures("one_thread")
+@settings(max_examples=70)
 @given(scene=scenes())
 def test_tiled_equals_whole(scene, tmp_path_factory):
     volume = scene.volume(tmp_path_factory.mktemp("whole") / "v.zarr")
     assert_same(predict(scene, volume, scene.tiling()), whole(scene))
 
 
+@pytest.mark.usefixtures("one_thread")
 @settings(max_examples=40)
 @given(scene=scenes(), data=st.data())
 def test_one_tile_shape_gives_the_same_bits_whatever_blocks_order_and_roi(scene, data, tmp_path_factory):
@@ -309,12 +311,8 @@ def coordinates(shape: Shape) -> np.ndarray:
     return np.stack(np.meshgrid(*(np.arange(n) for n in shape), indexing="ij")).astype(np.uint8)
 
 
-@settings(max_examples=60)
-@given(
-    spec=network_specs(),
-    shape=st.tuples(*[st.integers(1, 40)] * 3),
-    data=st.data(),
-)
+@settings(max_examples=40)
+@given(spec=network_specs(), shape=st.tuples(*[st.integers(1, 40)] * 3), data=st.data())
 def test_position_coded_voxels_come_back_to_their_place(spec, shape, data, tmp_path_factory):
     spec = UNetSpec(**{**spec.to_dict(), "in_channels": 3, "classes": 3})
     foot = Footprint.of(spec)
@@ -335,7 +333,7 @@ def test_position_coded_voxels_come_back_to_their_place(spec, shape, data, tmp_p
     np.testing.assert_array_equal(found, expected)
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(shape=st.tuples(*[st.integers(1, 9)] * 3), data=st.data())
 def test_position_coded_voxels_mirror_as_numpy_does(shape, data, tmp_path_factory):
     image = coordinates(shape)

@@ -23,7 +23,8 @@ def noise(spec: UNetSpec, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-@settings(max_examples=60)
+@pytest.mark.usefixtures("one_thread")
+@settings(max_examples=50)
 @given(spec=network_specs(cost=1e7), seed=SEEDS)
 def test_the_network_for_inference_computes_the_same_function(spec, seed):
     network = random_network(spec, seed)

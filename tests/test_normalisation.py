@@ -35,7 +35,7 @@ def plainly(image: np.ndarray, rule: NormalisationRule) -> Scale:
     return Scale(tuple(low), tuple((b - a) or 1.0 for a, b in zip(low, high)))
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(
     shape=SHAPES, seed=SEEDS, dtype=st.sampled_from(["bool", "uint8", "uint16", "int16", "int8"]),
     percents=st.sets(st.integers(0, 100), min_size=2, max_size=2).map(sorted), narrow=st.booleans(),
@@ -49,7 +49,7 @@ def test_percentiles_of_small_integers_are_exact(shape, seed, dtype, percents, n
     assert measure(volume_of(tmp_path_factory.mktemp("n"), image), rule) == plainly(image, rule)
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(
     shape=SHAPES, seed=SEEDS, dtype=st.sampled_from(["float32", "float64", "uint32", "int64"]),
     log=st.booleans(),
@@ -83,7 +83,7 @@ def test_mean_and_deviation(shape, seed, dtype, tmp_path_factory):
     dtype=st.sampled_from(["uint8", "int16", "float32", "float64"]),
 )
 @example(shape=(1, 12, 15, 9), rule="mean_std", value=164.64917894729209, dtype="float64")
-@settings(max_examples=60)
+@settings(max_examples=40)
 def test_a_flat_volume_stays_flat_and_near_zero(shape, rule, value, dtype, tmp_path_factory):
     image = np.full(shape, value).astype(dtype)
     scale = measure(volume_of(tmp_path_factory.mktemp("n"), image), NormalisationRule(rule=rule))

@@ -36,7 +36,7 @@ def plain_mode(values: list[int]) -> int:
     return min(value for value, count in counts.items() if count == max(counts.values()))
 
 
-@settings(max_examples=150)
+@settings(max_examples=100)
 @given(
     shape=SHAPES, steps=STEPS, seed=SEEDS, labels=st.integers(1, 6),
     dtype=st.sampled_from(["uint8", "int16", "uint32", "uint64"]), high=st.booleans(),
@@ -52,7 +52,7 @@ def test_mode_is_the_most_frequent_label_and_the_smallest_on_a_tie(shape, steps,
     assert coarse.size == len(expected)
 
 
-@settings(max_examples=100)
+@settings(max_examples=60)
 @given(shape=SHAPES, steps=STEPS, seed=SEEDS, dtype=st.sampled_from(["uint8", "uint16", "int16", "float32"]))
 def test_mean_is_the_mean_of_the_window_rounded_once(shape, steps, seed, dtype):
     rng = np.random.default_rng(seed)
@@ -81,7 +81,7 @@ def make(folder: Path, levels: tuple[PyramidLevel, ...], shard: Shape, **options
     return store
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(
     shape=st.tuples(st.integers(1, 30), st.integers(1, 40), st.integers(1, 40)),
     shard=multiples((4, 4, 4), 3), data=st.data(), seed=SEEDS, method=st.sampled_from(["mode", "mean"]),

@@ -1,4 +1,4 @@
-"""The `segment` flow through Prefect and Dask: the same bytes whatever the blocks, the workers and the order."""
+"""The `segment` flow through Prefect and Dask: the same bytes whatever the blocks, workers and order."""
 
 from __future__ import annotations
 

@@ -255,7 +255,7 @@ def test_background_is_not_stored_and_reads_as_zero(tmp_path):
     np.testing.assert_array_equal(volume.read(volume.box)[0], labels)
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(position=st.floats(0, 1, exclude_max=True), flip=st.integers(1, 255), data=st.data())
 def test_one_flipped_byte_is_noticed(position, flip, data, tmp_path_factory):
     """crc32c guards every chunk and every shard index: no byte of a shard may change unseen."""
@@ -273,7 +273,7 @@ def test_one_flipped_byte_is_noticed(position, flip, data, tmp_path_factory):
         Volume.open(store.url).read(Box((0, 0, 64), (16, 32, 128)))
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(data=st.data(), seed=SEEDS, axes=st.sampled_from(["yx", "zyx", "cyx", "czyx", "tzyx", "tczyx"]))
 def test_what_is_written_is_read(data, seed, axes, tmp_path_factory):
     sizes = {"t": 2, "c": 3, "z": 9, "y": 10, "x": 11}

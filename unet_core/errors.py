@@ -39,7 +39,8 @@ class UnetFlowsError(Exception):
             ("to do", self.fix),
         )
         # A fact may be another error's message: its lines stand under its first one.
-        lines = (f"  {name + ':':<10}{value}".replace("\n", "\n" + 12 * " ") for name, value in facts if value)
+        indent = "\n" + 12 * " "
+        lines = (f"  {name + ':':<10}{value}".replace("\n", indent) for name, value in facts if value)
         return "\n".join([self.problem, *lines])
 
     def as_dict(self) -> dict[str, str | None]:

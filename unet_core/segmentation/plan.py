@@ -1,31 +1,22 @@
-"""The semantic segmentation of one volume as a plan, an output, and one function per block and stage.
-
-    request -> plan_segmentation -> SegmentPlan (plain data) -> start -> predict_block, block by block
-                                                                      -> pyramid levels, block by block
-
-Only the output's URL and a block index travel to workers: they find the plan in the run record.
-"""
+"""What a segmentation is: asked for, checked, resolved; plain data that travels as JSON."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from math import prod
 from typing import Any, Literal
 
-import numpy as np
-
-from unet_core import budget, inference, pyramid
+from unet_core import budget, inference
 from unet_core.checkpoint import StoredModel, load_model
 from unet_core.errors import InputError
 from unet_core.geometry import Box, Shape, round_up
-from unet_core.ledger import Ledger, RunRecord, begin, begun, digest_of, require_complete
-from unet_core.metadata import PyramidLevel, pyramid_levels
-from unet_core.normalisation import Scale, measure, require_finite
+from unet_core.ledger import begun, require_complete
+from unet_core.metadata import pyramid_levels
+from unet_core.normalisation import Scale, require_finite
 from unet_core.pyramid import PyramidPlan
 from unet_core.tiling import Footprint, Tiling, chunk_and_shard
-from unet_core.volumes import Store, Volume, create_multiscale, open_for_writing, write_box
+from unet_core.volumes import Store, Volume
 
 KIND = "segment"
 PREDICT = "predict"
@@ -162,50 +153,14 @@ def plan_segmentation(request: SegmentRequest, *, workers: int = 1, memory: int 
             expected=f"z0:z1,y0:y1,x0:x1 within {volume.box}",
             found=roi,
         )
-    record = begun(output, KIND, _identity(request, volume, model, roi))
-    if record is not None:
-        plan = SegmentPlan.from_dict(record.plan)
-        if request.block is not None and request.block != plan.tiling.block:
-            raise InputError(
-                "this output was begun with other blocks",
-                where=output.url,
-                expected=f"--block {_text(plan.tiling.block)}, or none",
-                found=_text(request.block),
-            )
-    else:
-        device = inference.device_kind()
-        # Without a fast 16-bit type there is nothing to decide; else `start` decides on a real tile.
-        undecided = request.dtype == "auto" and inference.fast_dtype(device) is not None
-        dtype = "auto" if undecided else "float32" if request.dtype == "auto" else request.dtype
-        limit = budget.tile_memory(device)
-        tile = request.tile or budget.choose_tile(spec, volume.shape, roi, dtype=dtype, memory=limit)
-        chunk, shard = chunk_and_shard(tile, volume.shape)
-        plan = SegmentPlan(
-            volume=volume.url,
-            level=request.level,
-            channels=volume.channels,
-            timepoint=request.timepoint,
-            model=model.url,
-            model_digest=model.digest,
-            classes=model.card.class_names,
-            probabilities=request.probabilities,
-            dtype=dtype,
-            device=device,
-            tiling=Tiling(
-                volume=volume.shape,
-                roi=roi,
-                footprint=Footprint.of(spec),
-                tile=tile,
-                chunk=chunk,
-                shard=shard,
-                block=request.block or shard,
-            ),
-            pyramid=PyramidPlan(
-                levels=tuple(pyramid_levels(volume.shape, volume.voxel_size)),
-                shard=shard,
-                method="mode",
-                extent=roi,
-            ),
+    record = begun(output, KIND, identity_of(request, volume, model, roi))
+    plan = _new_plan(request, volume, model, roi) if record is None else SegmentPlan.from_dict(record.plan)
+    if request.block is not None and request.block != plan.tiling.block:
+        raise InputError(
+            "this output was begun with other blocks",
+            where=output.url,
+            expected=f"--block {_text(plan.tiling.block)}, or none",
+            found=_text(request.block),
         )
     planned = Planned(
         request=request,
@@ -230,113 +185,47 @@ def plan_segmentation(request: SegmentRequest, *, workers: int = 1, memory: int 
     return planned
 
 
-def start(planned: Planned) -> SegmentPlan:
-    """Write the run record, then the output's empty arrays; a run begun before finds its own."""
-    plan = planned.plan if planned.resumed else _resolve(planned)
-    request, volume = planned.request, planned.volume
-    tiling, output = plan.tiling, Store(request.to)
-    begin(
-        output, RunRecord(KIND, _identity(request, volume, planned.model, tiling.roi, plan), plan.to_dict())
+def _new_plan(request: SegmentRequest, volume: Volume, model: StoredModel, roi: Box) -> SegmentPlan:
+    """Resolve what the request leaves open, but for what needs voxels: that is decided at the start."""
+    spec = model.card.spec
+    device = inference.device_kind()
+    # Without a fast 16-bit type there is nothing to decide; else `start` decides on a real tile.
+    undecided = request.dtype == "auto" and inference.fast_dtype(device) is not None
+    dtype = "auto" if undecided else "float32" if request.dtype == "auto" else request.dtype
+    tile = request.tile or budget.choose_tile(
+        spec, volume.shape, roi, dtype=dtype, memory=budget.tile_memory(device)
     )
-    name = output.url.rsplit("/", 1)[-1].removesuffix(".zarr")
-    common: dict[str, Any] = {
-        "dtype": np.dtype(np.uint8),
-        "chunk": tiling.chunk,
-        "shard": tiling.shard,
-        "voxel_size": volume.voxel_size,
-        "origin": volume.origin,
-        "unit": volume.unit,
-    }
-    create_multiscale(
-        output,
-        kind="labels",
-        axes=volume.spatial_axes,
-        leading=(),
-        levels=plan.pyramid.levels,
-        name=name,
-        method="mode",
-        source=_relative(volume.url, output),
-        **common,
+    chunk, shard = chunk_and_shard(tile, volume.shape)
+    return SegmentPlan(
+        volume=volume.url,
+        level=request.level,
+        channels=volume.channels,
+        timepoint=request.timepoint,
+        model=model.url,
+        model_digest=model.digest,
+        classes=model.card.class_names,
+        probabilities=request.probabilities,
+        dtype=dtype,
+        device=device,
+        tiling=Tiling(
+            volume=volume.shape,
+            roi=roi,
+            footprint=Footprint.of(spec),
+            tile=tile,
+            chunk=chunk,
+            shard=shard,
+            block=request.block or shard,
+        ),
+        pyramid=PyramidPlan(
+            levels=tuple(pyramid_levels(volume.shape, volume.voxel_size)),
+            shard=shard,
+            method="mode",
+            extent=roi,
+        ),
     )
-    if plan.probabilities:
-        create_multiscale(
-            output.child("probabilities"),
-            kind="image",
-            axes=f"c{volume.spatial_axes}",
-            leading=(len(plan.classes),),
-            levels=[PyramidLevel(0, volume.shape, (1, 1, 1))],
-            name=f"{name} probabilities",
-            **common,
-        )
-    return plan
 
 
-def _resolve(planned: Planned) -> SegmentPlan:
-    """The choices that need voxels: the intensity scale, and the dtype where the plan left it open."""
-    plan, volume, model = planned.plan, planned.volume, planned.model
-    scale = model.card.scale
-    if planned.request.normalisation == "volume":
-        scale = measure(volume, model.card.normalisation)
-    dtype = plan.dtype
-    if dtype == "auto":
-        tile = next(plan.tiling.tiles(len(plan.tiling.blocks) // 2))
-        data = volume.read(tile.read)
-        dtype = inference.choose_dtype(model.network(), data, tile, scale=scale, device=plan.device)
-    return replace(plan, scale=scale, dtype=dtype)
-
-
-class BlockWorker:
-    """What a worker process keeps between blocks: the plan, the volume, the network on its device."""
-
-    def __init__(self, url: str, plan: SegmentPlan) -> None:
-        model = load_model(plan.model)
-        if model.digest != plan.model_digest:
-            raise InputError(
-                "the model folder has changed since this run was begun",
-                where=plan.model,
-                expected=plan.model_digest[:16],
-                found=model.digest[:16],
-                fix="put the model back, or choose another --to",
-            )
-        if plan.scale is None:
-            raise InputError("this plan was never started", where=url)
-        self._plan = plan
-        self._output = Store(url)
-        self._volume = Volume.open(
-            plan.volume, level=plan.level, channels=plan.channels, timepoint=plan.timepoint
-        )
-        self._predictor = inference.Predictor(
-            model.network(), scale=plan.scale, device=plan.device, dtype=plan.dtype
-        )
-        self._labels = open_for_writing(self._output, "0")
-        self._probabilities = (
-            open_for_writing(self._output, "probabilities/0") if plan.probabilities else None
-        )
-
-    def predict(self, index: int) -> int:
-        """Compute and write one block, then record it; returns its voxels. Doing it twice is harmless."""
-        plan = self._plan
-        result = inference.predict_block(
-            self._volume, plan.tiling, index, self._predictor, probabilities=plan.probabilities
-        )
-        write_box(self._labels, result.box, result.classes)
-        written = [result.classes]
-        if self._probabilities is not None and result.probabilities is not None:
-            write_box(self._probabilities, result.box, result.probabilities)
-            written.append(result.probabilities)
-        Ledger(self._output, PREDICT, plan.stages[PREDICT]).commit(index, digest_of(*written))
-        return result.box.size
-
-
-def pyramid_block(url: str, plan: PyramidPlan, level: int, index: int) -> int:
-    """Compute, write and record one block of a pyramid level; returns its voxels."""
-    store = Store(url)
-    box = pyramid.write_block(store, plan, level, index)
-    Ledger(store, f"pyramid-{level}", plan.count(level)).commit(index, "0")
-    return box.size
-
-
-def _identity(
+def identity_of(
     request: SegmentRequest, volume: Volume, model: StoredModel, roi: Box, plan: SegmentPlan | None = None
 ) -> dict[str, Any]:
     """What decides the results. With a plan, its choices stand in for what the request left open."""
@@ -399,11 +288,6 @@ def _axis_reads(tiling: Tiling, axis: int) -> int:
         last = round_up(min(start + block, high), tile) + foot.upper[axis]
         total += min(last, tiling.volume[axis]) - max(first, 0)
     return total
-
-
-def _relative(source: str, output: Store) -> str:
-    """The source image as the spec wants it: relative to the label image where both are local."""
-    return source if output.remote or "://" in source else os.path.relpath(source, output.url)
 
 
 def _text(shape: Shape) -> str:
