@@ -28,7 +28,9 @@ class TrainSettings:
     steps, batch
         Optimiser steps, and patches per step.
     learning_rate
-        The highest one (`learning_rate`).
+        The highest one (`learning_rate`). With batch norm 1e-2 suits: fib25 boundaries, 3D, depth 2,
+        100 to 120 steps gave IoU 0.40 at 2e-3, 0.43 at 8e-3, and 0.46 at both 1e-2 and 2e-2 with a
+        larger patch. Without norm, 1e-2 had learnt nothing after 50 steps.
     gradient_clip
         Largest norm of the gradient.
     validate_every
