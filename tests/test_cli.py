@@ -345,3 +345,15 @@ def ome_volume(work: Path) -> Path:
         name="ome",
     )
     return path
+
+
+def test_flows_show_every_parameter_with_its_description() -> None:
+    from flows.config import SegmentConfig
+    from flows.segment import segment
+
+    properties = segment.parameters.model_dump()["properties"]
+    assert list(properties) == list(SegmentConfig.model_fields)
+    for name, field in SegmentConfig.model_fields.items():
+        assert field.description
+        assert " ".join(properties[name]["description"].split()) == field.description
+    assert segment.parameters.model_dump()["required"] == ["volume", "model", "to"]

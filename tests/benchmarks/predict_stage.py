@@ -1,0 +1,91 @@
+"""How much of the `predict` stage is the network: Zarr to Zarr against the bare forward loop, in one run.
+
+Usage: python tests/benchmarks/predict_stage.py [--size 256] [--base 16] [--depth 3] [--repeat 3]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import zarr
+
+from unet_core.architecture import UNetSpec
+from unet_core.checkpoint import ModelCard, save_model
+from unet_core.inference import Predictor
+from unet_core.model import UNet
+from unet_core.normalisation import NormalisationRule, Scale
+from unet_core.segmentation import BlockWorker, SegmentRequest, plan_segmentation, start
+from unet_core.volumes import Store, Volume
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--base", type=int, default=16)
+    parser.add_argument("--depth", type=int, default=3)
+    parser.add_argument("--repeat", type=int, default=3)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        print(json.dumps(measure(Path(folder), options), indent=1))
+
+
+def measure(root: Path, options: argparse.Namespace) -> dict[str, object]:
+    spec = UNetSpec.build(ndim=3, depth=options.depth, base=options.base)
+    torch.manual_seed(0)
+    card = ModelCard(
+        spec=spec,
+        class_names=("background", "foreground"),
+        target="foreground",
+        normalisation=NormalisationRule(),
+        scale=Scale((0.0,), (255.0,)),
+    )
+    save_model(Store(root / "model"), card, UNet(spec))
+    shape = (options.size,) * 3
+    image = np.random.default_rng(0).integers(0, 255, shape, dtype="u1")
+    zarr.create_array(root / "volume.zarr", data=image, chunks=(64,) * 3, shards=(128,) * 3)
+    request = SegmentRequest(
+        volume=str(root / "volume.zarr"), model=str(root / "model"), to=str(root / "labels.zarr")
+    )
+    planned = plan_segmentation(request)
+    plan = start(planned)
+    tiling, volume = plan.tiling, Volume.open(request.volume)
+    worker = BlockWorker(request.to, plan)
+    assert plan.scale is not None
+    predictor = Predictor(planned.model.network(), scale=plan.scale, device=plan.device, dtype=plan.dtype)
+    tiles = [tile for index in range(len(tiling.blocks)) for tile in tiling.tiles(index)]
+    held = [volume.read(tile.read) for tile in tiles]
+    predictor.logits(held[0], tiles[0])
+    stage, bare = [], []
+    for _ in range(options.repeat):
+        began = time.perf_counter()
+        for index in range(len(tiling.blocks)):
+            worker.predict(index)
+        stage.append(time.perf_counter() - began)
+        began = time.perf_counter()
+        for data, tile in zip(held, tiles):
+            predictor.logits(data, tile)
+        bare.append(time.perf_counter() - began)
+    seconds = float(np.median(stage))
+    return {
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "volume": shape,
+        "tile": tiling.tile,
+        "tiles": len(tiles),
+        "seconds_stage": seconds,
+        "seconds_bare_forward": float(np.median(bare)),
+        "ratio_bare_to_stage": float(np.median([b / s for b, s in zip(bare, stage)])),
+        "mvoxel_per_second": options.size**3 / seconds / 1e6,
+        "gflop_per_second": 2 * planned.macs / seconds / 1e9,
+        "useful_share_of_arithmetic": planned.useful,
+    }
+
+
+if __name__ == "__main__":
+    main()
