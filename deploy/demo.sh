@@ -29,7 +29,7 @@ unet-flows train deploy/demo.toml --to "$out/model" \
     --region "$train_region" --validation-region "$choose_region"
 
 say "3/5 segment: exact overlapping tiles over the whole volume"
-unet-flows segment "$out/volume.zarr" --model "$out/model" --to "$out/labels.zarr" --workers 2
+unet-flows segment "$out/volume.zarr" --model "$out/model" --to "$out/labels.zarr" --tile 64,64,64 --workers 2
 
 say "4/5 evaluate: on the planes that nobody trained on"
 unet-flows evaluate "$out/labels.zarr" "$out/truth.zarr" --target boundary --roi "$test_region" \
