@@ -124,23 +124,29 @@ def _on_workers(
     run = f"{stage}-{time.time_ns():x}"
     finished = as_completed(raise_errors=False)
 
-    def submit_next() -> None:
+    def submit_next() -> bool:
         index = next(waiting, None)
         if index is None:
-            return
+            return False
         future = client.submit(function, *arguments, index, key=f"{run}-{index}", retries=RETRIES, pure=False)
         futures[future] = index
         finished.add(future)
+        return True
 
-    # Twice the workers keep every worker busy while the client reacts; more would only queue.
-    for _ in range(2 * max(1, len(client.scheduler_info(n_workers=-1)["workers"]))):
-        submit_next()
+    def fill_window() -> None:
+        # Twice the workers keep every worker busy while the client reacts; more would only queue. On a
+        # cluster workers come and go, so the window follows them.
+        workers = len(client.scheduler_info(n_workers=-1)["workers"])
+        while len(futures) < 2 * max(1, workers) and submit_next():
+            pass
+
+    fill_window()
     for future in finished:
         index = futures.pop(future)
         outcome = future.result() if future.status == "finished" else _exception(future)
         # A finished future that is held would be computed again if its worker died.
         future.release()
-        submit_next()
+        fill_window()
         yield index, outcome
 
 

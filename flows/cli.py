@@ -116,14 +116,15 @@ def segment(
     **parameters: Any,
 ) -> None:
     """Segment a volume: exact overlapping tiles in, one seamless label volume out."""
-    from flows.config import validate
+    from flows.config import read_cluster, validate
     from flows.segment import plan as make_plan
     from flows.segment import segment as flow
     from flows.summary import plan_document, print_plan, print_run
 
     config = validate(SegmentConfig, parameters)
     planned = make_plan(config)
-    document = plan_document(planned, workers=config.workers or 1)
+    cluster = read_cluster(config.cluster, workers=config.workers)
+    document = plan_document(planned, workers=cluster.workers)
     if plan:
         _report(document, as_json, print_plan)
         return
@@ -198,15 +199,32 @@ def run() -> int:
     except UnetFlowsError as error:
         return _fail(error)
     if code == INTERRUPTED:  # typer turns KeyboardInterrupt into this
-        print("interrupted; the same command goes on where it stopped", file=sys.stderr)
+        _interrupted()
     return code if isinstance(code, int) else 0
 
 
 def _fail(error: UnetFlowsError) -> int:
+    document: dict[str, Any] = getattr(error, "document", None) or {"command": _command(), "status": "failed"}
     if "--json" in sys.argv:
-        print(json.dumps({"status": "failed", "error": error.as_dict()}, indent=1))
+        print(json.dumps({**document, "error": error.as_dict()}, indent=1))
+    elif "stages" in document:
+        from flows.summary import print_run
+
+        print_run(document)
     print(f"error: {error}", file=sys.stderr)
     return error.exit_code
+
+
+def _interrupted() -> None:
+    if "--json" in sys.argv:
+        print(json.dumps({"command": _command(), "status": "interrupted"}, indent=1))
+    goes_on = _command() in ("ingest", "segment")
+    hint = "; the same command goes on where it stopped" if goes_on else ""
+    print(f"interrupted{hint}", file=sys.stderr)
+
+
+def _command() -> str:
+    return sys.argv[1] if len(sys.argv) > 1 else ""
 
 
 def _report(document: Any, as_json: bool, show: Callable[[Any], None]) -> None:

@@ -51,7 +51,10 @@ def open_client(config: ClusterConfig) -> Iterator[Client]:
                 yield client
             return
         with _cluster(config) as cluster, Client(cluster) as client:
-            client.wait_for_workers(1, timeout=600)
+            try:
+                client.wait_for_workers(1, timeout=600)
+            except TimeoutError:
+                raise RunError("no Dask worker came within ten minutes", where=config.kind) from None
             yield client
 
 
@@ -80,8 +83,16 @@ def _cluster(config: ClusterConfig) -> Any:
             found=f"{config.cluster_class!r}: {error}",
             fix=f"pip install {module.split('.')[0].replace('_', '-')}" if module else None,
         ) from None
-    cluster = kind(**config.arguments)
-    cluster.scale(config.workers)
+    try:
+        cluster = kind(**config.arguments)
+        cluster.scale(config.workers)
+    except Exception as error:  # whatever the class raises, it is its arguments or its surroundings
+        raise InputError(
+            "this cluster cannot be started",
+            where=config.cluster_class,
+            found=f"{type(error).__name__}: {error}",
+            fix="check `arguments` in the cluster file",
+        ) from error
     return cluster
 
 

@@ -10,8 +10,16 @@ from typing import Any
 
 from flows.blocks import StageResult
 from unet_core.errors import RunError
-from unet_core.ledger import read_record, set_status
+from unet_core.ledger import read_status, set_status
 from unet_core.volumes import Store
+
+
+class FailedBlocksError(RunError):
+    """A run that did all it could, some blocks excepted; `document` describes it as a complete one's does."""
+
+    def __init__(self, document: dict[str, Any], problem: str, **facts: Any) -> None:
+        super().__init__(problem, **facts)
+        self.document = document
 
 
 @dataclass
@@ -39,7 +47,8 @@ class Run:
         if failed:
             set_status(self.output, "failed", stages=self.counts)
             stage, first = failed[0]
-            raise RunError(
+            raise FailedBlocksError(
+                self._document("failed"),
                 f"{len(failed)} of {sum(s.total for s in self.stages)} blocks failed",
                 where=self.output.url,
                 found=f"{stage} block {first.index}: {first.error}",
@@ -48,9 +57,12 @@ class Run:
         if len(self.stages) < total or not all(stage.complete for stage in self.stages):
             raise RunError("the run ended before all its blocks were done", where=self.output.url)
         set_status(self.output, "complete", stages=self.counts)
+        return self._document("complete")
+
+    def _document(self, status: str) -> dict[str, Any]:
         return {
             "command": self.command,
-            "status": "complete",
+            "status": status,
             "output": self.output.url,
             "stages": self.counts,
             "seconds": round(time.monotonic() - self.began, 3),
@@ -63,9 +75,8 @@ def recorded(command: str, output: Store) -> Iterator[Run]:
     run = Run(command, output)
     try:
         yield run
-    except RunError:
-        raise
     except BaseException:
-        if read_record(output) is not None:
+        status = read_status(output)
+        if status is not None and status["status"] == "running":
             set_status(output, "partial", stages=run.counts)
         raise

@@ -31,7 +31,7 @@ def plan(config: SegmentConfig) -> Planned:
         normalisation=config.normalisation,
     )
     cluster = read_cluster(config.cluster, workers=config.workers)
-    return plan_segmentation(request, workers=cluster.workers)
+    return plan_segmentation(request, workers=cluster.workers if cluster.kind == "local" else None)
 
 
 @takes(SegmentConfig)
@@ -41,12 +41,13 @@ def _segment(**parameters: Any) -> dict[str, Any]:
     planned = plan(config)
     output = Store(config.to)
     with recorded("segment", output) as run:
-        resolved = tasks.prepare(planned)
-        common = {"url": output.url, "fingerprint": tasks.fingerprint_of(output.url)}
+        # The cluster first: where it cannot be had, nothing is written.
         with open_client(read_cluster(config.cluster, workers=config.workers)):
+            resolved = tasks.prepare(planned)
+            common = {"url": output.url, "fingerprint": tasks.fingerprint_of(output.url)}
             for stage, blocks in resolved.stages.items():
                 if stage == "predict":
-                    run.stages.append(tasks.predict(**common, blocks=blocks))
+                    run.stages.append(tasks.predict(**common, model=planned.model.url, blocks=blocks))
                 else:
                     level = int(stage.removeprefix("pyramid-"))
                     run.stages.append(tasks.pyramid(**common, level=level, blocks=blocks))

@@ -13,6 +13,7 @@ from flows.report import comparison_table, scores_table
 from unet_core.geometry import Box, Shape
 from unet_core.inference import measure_speed
 from unet_core.segmentation import Planned
+from unet_core.volumes import Store
 
 if TYPE_CHECKING:
     from flows.doctor import Finding
@@ -35,7 +36,7 @@ def plan_document(planned: Planned, *, workers: int) -> dict[str, Any]:
             "unit": planned.volume.unit,
         },
         "roi": str(tiling.roi),
-        "output": planned.request.to,
+        "output": Store(planned.request.to).url,
         "model": {"url": plan.model, "digest": plan.model_digest, "classes": list(plan.classes)},
         "device": plan.device,
         "dtype": plan.dtype,

@@ -28,9 +28,11 @@ def prepare(planned: Planned) -> SegmentPlan:
 
 
 @task(name="predict", task_run_name="predict {url}", cache_policy=NO_CACHE)
-def predict(*, url: str, fingerprint: str, blocks: int) -> StageResult:
+def predict(*, url: str, fingerprint: str, model: str, blocks: int) -> StageResult:
     """The network over every block, on Dask workers."""
-    return _stage(worker.predict, (url, fingerprint), Ledger(Store(url), "predict", blocks), Client.current())
+    return _stage(
+        worker.predict, (url, fingerprint, model), Ledger(Store(url), "predict", blocks), Client.current()
+    )
 
 
 @task(name="copy", task_run_name="copy to {url}", cache_policy=NO_CACHE)

@@ -6,6 +6,7 @@ The same functions run in the flow process, on a local Dask worker and on a clus
 from __future__ import annotations
 
 from functools import lru_cache
+from threading import Lock
 from typing import Any
 
 from unet_core.errors import RunError
@@ -14,10 +15,14 @@ from unet_core.pyramid import PyramidPlan
 from unet_core.segmentation import BlockWorker, SegmentPlan, pyramid_block
 from unet_core.volumes import Store
 
+# A Dask worker of several threads must not hold several networks and tiles: the plan counts one.
+_ONE_AT_A_TIME = Lock()
 
-def predict(url: str, fingerprint: str, index: int) -> int:
+
+def predict(url: str, fingerprint: str, model: str, index: int) -> int:
     """One block of the `predict` stage of the run at `url`; returns its voxels."""
-    return _block_worker(url, fingerprint).predict(index)
+    with _ONE_AT_A_TIME:
+        return _block_worker(url, fingerprint, model).predict(index)
 
 
 def pyramid(url: str, fingerprint: str, level: int, index: int) -> int:
@@ -26,8 +31,8 @@ def pyramid(url: str, fingerprint: str, level: int, index: int) -> int:
 
 
 @lru_cache(maxsize=1)  # one network at a time in a worker's memory, loaded once
-def _block_worker(url: str, fingerprint: str) -> BlockWorker:
-    return BlockWorker(url, SegmentPlan.from_dict(_plan(url, fingerprint)))
+def _block_worker(url: str, fingerprint: str, model: str) -> BlockWorker:
+    return BlockWorker(url, SegmentPlan.from_dict(_plan(url, fingerprint)), model_url=model)
 
 
 @lru_cache(maxsize=1)

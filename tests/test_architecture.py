@@ -42,12 +42,54 @@ def test_paper_network_has_the_paper_s_shape_at_every_level():
     logits = network(torch.empty(1, 1, 572, 572, device="meta"))
     assert logits.shape == (1, 2, 388, 388)
     assert [size for *_, size in seen] == [
-        570, 568, 282, 280, 138, 136, 66, 64, 30, 28,
-        56, 54, 52, 104, 102, 100, 200, 198, 196, 392, 390, 388, 388,
+        570,
+        568,
+        282,
+        280,
+        138,
+        136,
+        66,
+        64,
+        30,
+        28,
+        56,
+        54,
+        52,
+        104,
+        102,
+        100,
+        200,
+        198,
+        196,
+        392,
+        390,
+        388,
+        388,
     ]
     assert [channels for _, channels, *_ in seen] == [
-        64, 64, 128, 128, 256, 256, 512, 512, 1024, 1024,
-        512, 512, 512, 256, 256, 256, 128, 128, 128, 64, 64, 64, 2,
+        64,
+        64,
+        128,
+        128,
+        256,
+        256,
+        512,
+        512,
+        1024,
+        1024,
+        512,
+        512,
+        512,
+        256,
+        256,
+        256,
+        128,
+        128,
+        128,
+        64,
+        64,
+        64,
+        2,
     ]
     # The paper: "In total the network has 23 convolutional layers."
     assert len(seen) == 23
@@ -305,7 +347,11 @@ def test_norms_that_look_at_the_tile_are_refused_with_the_reason(norm):
 
 
 GOOD = {
-    "in_channels": 1, "classes": 2, "widths": (4, 8), "kernels": ((3, 3), (3, 3)), "pools": ((2, 2),),
+    "in_channels": 1,
+    "classes": 2,
+    "widths": (4, 8),
+    "kernels": ((3, 3), (3, 3)),
+    "pools": ((2, 2),),
 }
 
 

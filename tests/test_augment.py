@@ -153,7 +153,9 @@ def test_intensity_changes_are_small_and_leave_geometry_alone():
     np.testing.assert_allclose(kept, still.crop(image), atol=1e-6)
     jitter = Augmentation(
         settings=AugmentSettings(flips=False, rotations=False, brightness=0.1, contrast=0.2, noise=0.05),
-        footprint=still.footprint, patch=still.patch, voxel_size=still.voxel_size,
+        footprint=still.footprint,
+        patch=still.patch,
+        voxel_size=still.voxel_size,
     )
     changes = []
     for seed in range(50):

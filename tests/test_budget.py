@@ -17,7 +17,7 @@ from unet_core import budget
 from unet_core.architecture import UNetSpec
 from unet_core.errors import InputError
 from unet_core.geometry import Box, Grid
-from unet_core.model import UNet
+from unet_core.model import UNet, for_inference
 from unet_core.segmentation import SegmentRequest, plan_segmentation, start
 from unet_core.tiling import Footprint, Tiling, chunk_and_shard
 
@@ -83,7 +83,9 @@ WORKERS = [  # network, image (c, z, y, x), its type, tile; two tiles in one blo
     (UNetSpec.build(ndim=3, depth=2, base=16), (1, 64, 80, 90), "uint8", (64, 80, 80)),
     (
         UNetSpec.build(ndim=2, depth=4, base=32, in_channels=3, classes=4),
-        (3, 1, 400, 700), "uint16", (1, 400, 400),
+        (3, 1, 400, 700),
+        "uint16",
+        (1, 400, 400),
     ),
 ]
 
@@ -97,9 +99,13 @@ def test_predicted_memory_is_what_processes_take(make_model, make_volume, tmp_pa
     for number, (spec, shape, dtype, tile) in enumerate(WORKERS):
         volume = make_volume(random_voxels(shape, dtype, 0), name=f"{number}.zarr", chunks=(1, 64, 64, 64))
         request = SegmentRequest(
-            volume=str(volume), model=str(make_model(spec, name=f"model-{number}")),
-            to=str(tmp_path / f"out-{number}.zarr"), tile=tile, dtype="float32",
-            probabilities=spec.classes > 2, normalisation="model",
+            volume=str(volume),
+            model=str(make_model(spec, name=f"model-{number}")),
+            to=str(tmp_path / f"out-{number}.zarr"),
+            tile=tile,
+            dtype="float32",
+            probabilities=spec.classes > 2,
+            normalisation="model",
         )
         planned = plan_segmentation(request)
         predicted.append(planned.memory.total)
@@ -118,15 +124,18 @@ def test_weights_are_counted(spec):
     import torch
 
     with torch.device("meta"):
-        stored = sum(p.numel() for name, p in UNet(spec).named_parameters() if p.ndim > 1)
+        network = for_inference(UNet(spec))
+    held = sum(p.numel() for p in network.parameters() if p.ndim > 1)
     # All but the head and the vectors, which are small.
-    assert budget.weight_bytes(spec, "float32") == 4 * (stored - spec.widths[0] * spec.classes)
+    assert budget.weight_bytes(spec, "float32") == 4 * (held - network.head.weight.numel())
     assert budget.weight_bytes(spec, "bfloat16") * 2 == budget.weight_bytes(spec, "float32")
 
 
 @settings(max_examples=60)
 @given(
-    spec=network_specs(cost=float("inf")), volume=st.tuples(*[st.integers(1, 3000)] * 3), data=st.data(),
+    spec=network_specs(cost=float("inf")),
+    volume=st.tuples(*[st.integers(1, 3000)] * 3),
+    data=st.data(),
     memory=st.integers(2**16, 2**34),
 )
 def test_the_chosen_tile_fits_and_more_memory_never_costs_more(spec, volume, data, memory):
@@ -187,8 +196,20 @@ def test_workers_that_do_not_fit_are_refused_with_both_numbers():
     assert "2.00 GiB of it" in refused.value.expected
     assert refused.value.found == "8.00 GiB available"
     assert all(option in refused.value.fix for option in ("--tile", "--block", "--workers"))
-    # On a GPU the forward pass lives there.
+
+
+def test_on_a_gpu_the_forward_pass_lives_there(monkeypatch):
+    gib = 2**30
+    needed = budget.WorkerMemory(base=gib, weights=0, input=gib // 2, forward=2 * gib, output=gib // 2)
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (2 * gib, 80 * gib))
     budget.require_memory(needed, "cuda", workers=2, available=4 * gib)
+    with pytest.raises(InputError, match="does not fit in memory") as refused:
+        budget.require_memory(needed, "cuda", workers=2, available=4 * gib - 1)
+    assert "4.00 GiB for 2 workers" in refused.value.expected
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (2 * gib - 1, 80 * gib))
+    with pytest.raises(InputError, match="the GPU's memory") as refused:
+        budget.require_memory(needed, "cuda", workers=2, available=4 * gib)
+    assert "--tile" in refused.value.fix
 
 
 def test_what_the_machine_has_is_asked_for_where_nothing_is_said(monkeypatch):

@@ -66,8 +66,11 @@ def test_how_it_was_trained_does_not_change_what_it_is(make_model):
 def test_training_weights_are_stored_as_float32(tmp_path):
     spec = UNetSpec.build(ndim=2, depth=0, base=2)
     card = ModelCard(
-        spec=spec, class_names=("a", "b"), target="semantic",
-        normalisation=NormalisationRule(), scale=Scale((0.0,), (1.0,)),
+        spec=spec,
+        class_names=("a", "b"),
+        target="semantic",
+        normalisation=NormalisationRule(),
+        scale=Scale((0.0,), (1.0,)),
     )
     save_model(Store(tmp_path / "m"), card, random_network(spec, 0).double())
     weights = load_file(tmp_path / "m" / "weights.safetensors")
@@ -129,9 +132,7 @@ def test_another_format(newer, make_model):
     assert (error.expected, error.found) == ("format 1", str(newer))
 
 
-@pytest.mark.parametrize(
-    "entry", ["format", "spec", "class_names", "target", "normalisation", "scale"]
-)
+@pytest.mark.parametrize("entry", ["format", "spec", "class_names", "target", "normalisation", "scale"])
 def test_a_missing_entry(entry, make_model):
     folder = make_model()
     edit(folder, **{entry: None})
@@ -169,7 +170,9 @@ def test_a_norm_that_cannot_be_tiled(norm, says, make_model):
         ({"norm": "batch"}, "down.0.1.bias", "shape (2,)", "none"),
         (
             {"widths": (2,), "kernels": ((3, 3, 3),), "pools": ()},
-            "down.1.0.bias", "no such tensor", "shape (4,)",
+            "down.1.0.bias",
+            "no such tensor",
+            "shape (4,)",
         ),
     ],
 )

@@ -35,7 +35,13 @@ def test_this_machine_is_fine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     names = [f.name for f in findings]
     assert names[:2] == ["python", "packages"]
     assert set(names[2:]) == {
-        "torch", "cores and memory", "disk", "temporary folder", "zarr", "prefect", "dask",
+        "torch",
+        "cores and memory",
+        "disk",
+        "temporary folder",
+        "zarr",
+        "prefect",
+        "dask",
     }
     assert "EPHEMERAL" in found(findings, "prefect").detail.upper()
     assert "crc32c" in found(findings, "zarr").detail

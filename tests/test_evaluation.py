@@ -50,9 +50,7 @@ labelled = st.integers(1, 4).flatmap(
     lambda classes: st.tuples(
         st.just(classes),
         hnp.array_shapes(min_dims=3, max_dims=3, max_side=7).flatmap(
-            lambda shape: st.tuples(
-                *[hnp.arrays(np.uint8, shape, elements=st.integers(0, classes - 1))] * 2
-            )
+            lambda shape: st.tuples(*[hnp.arrays(np.uint8, shape, elements=st.integers(0, classes - 1))] * 2)
         ),
     )
 )
@@ -167,7 +165,10 @@ def test_absent_classes_are_null_and_json_is_strict(save: Save) -> None:
     assert scores.mean_iou == 1.0
     document = json.loads(json.dumps(scores.to_dict(), allow_nan=False))
     assert document["classes"]["synapse"] == {
-        "iou": None, "dice": None, "true_voxels": 0, "predicted_voxels": 0,
+        "iou": None,
+        "dice": None,
+        "true_voxels": 0,
+        "predicted_voxels": 0,
     }
     assert document["pixel_error"] == 0.0
     assert document["confusion"] == [[16, 0], [0, 0]]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -87,7 +89,7 @@ def test_impossible_boxes_are_refused(lower, upper):
         Box(lower, upper)
 
 
-@given(boxes(longest=20), CELLS)
+@given(boxes(longest=10), CELLS)
 def test_a_grid_covers_its_extent_exactly_once(extent, cell):
     grid = Grid(extent, cell)
     cells = list(grid)
@@ -97,12 +99,14 @@ def test_a_grid_covers_its_extent_exactly_once(extent, cell):
     assert all(box.intersect(extent) for box in cells), "a cell that does not meet the extent"
 
 
-@given(boxes(longest=20), CELLS)
+@given(boxes(longest=10), CELLS)
 def test_a_grid_is_anchored_at_the_origin_and_indexed_in_raster_order(extent, cell):
     grid = Grid(extent, cell)
     cells = list(grid)
     assert len(grid) == len(cells) == np.prod(grid.counts)
-    assert [grid[i] for i in range(len(grid))] == cells == sorted(cells)
+    # Box by box: pytest's comparison of two long lists that differ takes all of the memory there is.
+    assert all(grid[index] == box for index, box in enumerate(cells))
+    assert all(a < b for a, b in pairwise(cells))
     for box in cells:
         assert box.shape == cell
         assert all(a % c == 0 for a, c in zip(box.lower, cell))

@@ -62,7 +62,10 @@ def claimed(shape: tuple[int, ...], dtype: str, axes: str, folder: Path, *, rows
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     axes=st.sampled_from(["yx", "zyx", "czyx", "tzyx", "tczyx", "zyxc", "xyz", "yxc"]),
-    z=st.integers(1, 70), y=st.integers(1, 300), x=st.integers(1, 40), extra=st.integers(0, 8),
+    z=st.integers(1, 70),
+    y=st.integers(1, 300),
+    x=st.integers(1, 40),
+    extra=st.integers(0, 8),
 )
 def test_the_volume_equals_the_source(
     tmp_path_factory: pytest.TempPathFactory, axes: str, z: int, y: int, x: int, extra: int
@@ -92,7 +95,9 @@ def test_the_volume_equals_the_source(
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     shape=st.tuples(st.integers(1, 5000), st.integers(1, 60000), st.integers(1, 60000)),
-    channels=st.integers(1, 4), dtype=st.sampled_from(["u1", "u2", "f4"]), rows=st.booleans(),
+    channels=st.integers(1, 4),
+    dtype=st.sampled_from(["u1", "u2", "f4"]),
+    rows=st.booleans(),
     memory=st.integers(64 * MIB, 4 * GIB),
 )
 def test_plans_of_any_size_keep_their_bounds(

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -84,7 +85,8 @@ def test_what_a_request_leaves_open_agrees_with_what_was_resolved(name, left_ope
         ({"probabilities": True}, "probabilities false", "probabilities true"),
         (
             {"roi": "0:1,0:1,0:1", "dtype": "bfloat16"},
-            "roi 0:10,0:20,0:30; dtype float32", "roi 0:1,0:1,0:1; dtype bfloat16",
+            "roi 0:10,0:20,0:30; dtype float32",
+            "roi 0:1,0:1,0:1; dtype bfloat16",
         ),
         ({"new_option": 3}, "new_option null", "new_option 3"),
     ],
@@ -140,6 +142,14 @@ def test_beginning_again_keeps_the_record(running):
     assert running.read(f"{FOLDER}/run.json") == before
     assert Ledger(running, "predict", 7).done().sum() == 1
     assert read_status(running) == {"status": "running"}
+
+
+def test_of_two_runs_that_begin_at_once_the_second_is_refused(running):
+    """Both looked before either had written."""
+    before = running.read(f"{FOLDER}/run.json")
+    with pytest.raises(InputError, match="another run has just begun"):
+        begin(running, RunRecord("segment", {**IDENTITY, "model": "cd34"}, {}))
+    assert running.read(f"{FOLDER}/run.json") == before
 
 
 def test_the_record_says_who_wrote_it(running):
@@ -218,7 +228,8 @@ def test_a_half_written_entry_is_no_entry(running):
     """A write that was killed leaves a temporary file beside the entry, as obstore names it."""
     ledger = Ledger(running, "predict", 7)
     ledger.commit(1, "ab")
-    (running.path / FOLDER / "ledger" / "predict" / "2-ab#1").write_bytes(b"")
+    for stray in ("2-ab#1", ".nfs0003", "4", "5-ab.partial"):
+        (running.path / FOLDER / "ledger" / "predict" / stray).write_bytes(b"")
     assert np.flatnonzero(ledger.done()).tolist() == [1]
 
 
@@ -254,3 +265,20 @@ def test_the_digest_is_of_the_bytes(shape, seed):
     changed.flat[seed % changed.size] ^= 1
     assert digest_of(changed) != digest
     assert digest_of(voxels, changed) != digest
+
+
+def test_a_second_run_that_begins_meanwhile_is_refused(tmp_path: Path) -> None:
+    store = Store(tmp_path / "out")
+    begin(store, RunRecord("segment", {"tile": [8, 8, 8]}, {}))
+    begin(store, RunRecord("segment", {"tile": [8, 8, 8]}, {}))
+    with pytest.raises(InputError, match="another run has just begun"):
+        begin(store, RunRecord("segment", {"tile": [16, 16, 16]}, {}))
+
+
+def test_stray_files_in_a_ledger_are_no_entries(tmp_path: Path) -> None:
+    store = Store(tmp_path / "out")
+    ledger = Ledger(store, "predict", 3)
+    ledger.commit(1, "ab12")
+    for name in (".nfs0001", ".DS_Store", "2-ab12.partial"):
+        store.write(f".unet-flows/ledger/predict/{name}", b"")
+    assert ledger.done().tolist() == [False, True, False]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import zarr
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from strategies import SEEDS, write_array
@@ -37,8 +38,11 @@ def plainly(image: np.ndarray, rule: NormalisationRule) -> Scale:
 
 @settings(max_examples=40)
 @given(
-    shape=SHAPES, seed=SEEDS, dtype=st.sampled_from(["bool", "uint8", "uint16", "int16", "int8"]),
-    percents=st.sets(st.integers(0, 100), min_size=2, max_size=2).map(sorted), narrow=st.booleans(),
+    shape=SHAPES,
+    seed=SEEDS,
+    dtype=st.sampled_from(["bool", "uint8", "uint16", "int16", "int8"]),
+    percents=st.sets(st.integers(0, 100), min_size=2, max_size=2).map(sorted),
+    narrow=st.booleans(),
 )
 def test_percentiles_of_small_integers_are_exact(shape, seed, dtype, percents, narrow, tmp_path_factory):
     rng = np.random.default_rng(seed)
@@ -51,7 +55,9 @@ def test_percentiles_of_small_integers_are_exact(shape, seed, dtype, percents, n
 
 @settings(max_examples=40)
 @given(
-    shape=SHAPES, seed=SEEDS, dtype=st.sampled_from(["float32", "float64", "uint32", "int64"]),
+    shape=SHAPES,
+    seed=SEEDS,
+    dtype=st.sampled_from(["float32", "float64", "uint32", "int64"]),
     log=st.booleans(),
 )
 def test_percentiles_of_other_types_are_right_to_a_bin(shape, seed, dtype, log, tmp_path_factory):
@@ -67,6 +73,17 @@ def test_percentiles_of_other_types_are_right_to_a_bin(shape, seed, dtype, log, 
         assert spread == pytest.approx(exact.spread[0], abs=2 * one_bin)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64", "uint32", "int64"])
+def test_one_hot_voxel_does_not_blur_the_percentiles(dtype, tmp_path):
+    """A cosmic ray a million times as bright would leave all other voxels in one bin."""
+    image = np.random.default_rng(0).normal(1000, 200, (1, 16, 16, 16)).astype(dtype)
+    image[0, 3, 4, 5] = 10**9
+    rule = NormalisationRule(low=1, high=99)
+    found, exact = measure(volume_of(tmp_path, image), rule), plainly(image, rule)
+    assert found.offset == pytest.approx(exact.offset, abs=0.01 * exact.spread[0] + 1)
+    assert found.spread == pytest.approx(exact.spread, rel=0.02)
+
+
 @settings(max_examples=40)
 @given(shape=SHAPES, seed=SEEDS, dtype=st.sampled_from(["uint8", "uint16", "int16", "float32"]))
 def test_mean_and_deviation(shape, seed, dtype, tmp_path_factory):
@@ -79,7 +96,9 @@ def test_mean_and_deviation(shape, seed, dtype, tmp_path_factory):
 
 
 @given(
-    shape=SHAPES, rule=st.sampled_from(["percentiles", "mean_std"]), value=st.floats(0, 255),
+    shape=SHAPES,
+    rule=st.sampled_from(["percentiles", "mean_std"]),
+    value=st.floats(0, 255),
     dtype=st.sampled_from(["uint8", "int16", "float32", "float64"]),
 )
 @example(shape=(1, 12, 15, 9), rule="mean_std", value=164.64917894729209, dtype="float64")
@@ -169,3 +188,14 @@ def test_scales_survive_json():
 def test_unknown_rules_are_refused(values):
     with pytest.raises(InputError, match="not known"):
         NormalisationRule(**values)
+
+
+@pytest.mark.parametrize(("dtype", "hot"), [("i4", 2**31 - 1), ("f4", 3e38), ("f8", 1e300)])
+def test_a_hot_voxel_does_not_flatten_the_scale(tmp_path: Path, dtype: str, hot: float) -> None:
+    data = np.random.default_rng(0).integers(0, 255, (20, 20, 20)).astype(dtype)
+    expected = np.percentile(data, [1, 99])
+    data[3, 3, 3] = hot
+    zarr.create_array(tmp_path / "hot.zarr", data=data, chunks=(10, 10, 10))
+    scale = measure(Volume.open(str(tmp_path / "hot.zarr")), NormalisationRule())
+    assert scale.offset[0] == pytest.approx(expected[0], abs=1)
+    assert scale.spread[0] == pytest.approx(expected[1] - expected[0], abs=2)

@@ -38,8 +38,12 @@ def plain_mode(values: list[int]) -> int:
 
 @settings(max_examples=100)
 @given(
-    shape=SHAPES, steps=STEPS, seed=SEEDS, labels=st.integers(1, 6),
-    dtype=st.sampled_from(["uint8", "int16", "uint32", "uint64"]), high=st.booleans(),
+    shape=SHAPES,
+    steps=STEPS,
+    seed=SEEDS,
+    labels=st.integers(1, 6),
+    dtype=st.sampled_from(["uint8", "int16", "uint32", "uint64"]),
+    high=st.booleans(),
 )
 def test_mode_is_the_most_frequent_label_and_the_smallest_on_a_tie(shape, steps, seed, labels, dtype, high):
     data = np.random.default_rng(seed).integers(0, labels, shape).astype(dtype)
@@ -75,8 +79,15 @@ def make(folder: Path, levels: tuple[PyramidLevel, ...], shard: Shape, **options
     store = Store(folder)
     arrays = {"kind": "labels", "axes": "zyx", "leading": (), "dtype": np.dtype(np.uint8), **options}
     create_multiscale(
-        store, **arrays, levels=levels, chunk=shard, shard=shard, name="p",
-        voxel_size=(1.0, 1.0, 1.0), origin=(0.0, 0.0, 0.0), unit=None,
+        store,
+        **arrays,
+        levels=levels,
+        chunk=shard,
+        shard=shard,
+        name="p",
+        voxel_size=(1.0, 1.0, 1.0),
+        origin=(0.0, 0.0, 0.0),
+        unit=None,
     )
     return store
 
@@ -84,7 +95,10 @@ def make(folder: Path, levels: tuple[PyramidLevel, ...], shard: Shape, **options
 @settings(max_examples=15)
 @given(
     shape=st.tuples(st.integers(1, 30), st.integers(1, 40), st.integers(1, 40)),
-    shard=multiples((4, 4, 4), 3), data=st.data(), seed=SEEDS, method=st.sampled_from(["mode", "mean"]),
+    shard=multiples((4, 4, 4), 3),
+    data=st.data(),
+    seed=SEEDS,
+    method=st.sampled_from(["mode", "mean"]),
 )
 def test_levels_made_by_blocks_equal_levels_made_at_once(shape, shard, data, seed, method, tmp_path_factory):
     levels = tuple(pyramid_levels(shape, (1.0, 1.0, 1.0), smallest=6))
@@ -111,8 +125,13 @@ def test_time_points_and_channels_have_pyramids_of_their_own(tmp_path):
         levels=levels, shard=(4, 8, 8), method="mean", extent=Box.of_shape((4, 20, 20)), timepoints=2
     )
     store = make(
-        tmp_path / "p.zarr", levels, (4, 8, 8),
-        kind="image", axes="tczyx", leading=(2, 3), dtype=np.dtype(np.uint16),
+        tmp_path / "p.zarr",
+        levels,
+        (4, 8, 8),
+        kind="image",
+        axes="tczyx",
+        leading=(2, 3),
+        dtype=np.dtype(np.uint16),
     )
     images = np.random.default_rng(0).integers(0, 1000, (2, 3, 4, 20, 20)).astype(np.uint16)
     for timepoint, image in enumerate(images):

@@ -108,8 +108,11 @@ def test_rgb_float_and_constant_images_are_shown(save: Save, tmp_path: Path) -> 
     image = save("image", np.moveaxis(rgb, -1, 0)[:, np.newaxis])
     picture = pixels(
         write_picture(
-            tmp_path / "p.png", image=image, labels=save("labels", (ids > 0).astype(np.uint8)[np.newaxis]),
-            truth=save("truth", ids[np.newaxis].astype(np.int32)), target="foreground",
+            tmp_path / "p.png",
+            image=image,
+            labels=save("labels", (ids > 0).astype(np.uint8)[np.newaxis]),
+            truth=save("truth", ids[np.newaxis].astype(np.int32)),
+            target="foreground",
         )
     )
     assert np.array_equal(picture[31 : 31 + 256, 8 : 8 + 320], rgb)
@@ -123,9 +126,7 @@ def test_many_classes_have_names_that_fit_the_page(save: Save, tmp_path: Path) -
     labels = save("labels", classes)
     names = [f"a class with the long name {k}" for k in range(12)]
     picture = pixels(
-        write_picture(
-            tmp_path / "p.png", image=labels, labels=labels, truth=labels, class_names=names
-        )
+        write_picture(tmp_path / "p.png", image=labels, labels=labels, truth=labels, class_names=names)
     )
     assert picture.shape[0] > 264 + 31 + 5 * 23, "the legend takes several lines"
     assert all(has(picture, colour) for colour in CLASS_COLOURS)

@@ -27,8 +27,18 @@ def in_memory(data: np.ndarray, *, chunks: tuple[int, ...] = (5, 7, 9), name: st
     """A volume without a folder: Hypothesis makes many."""
     array = zarr.create_array({}, data=data, chunks=tuple(min(c, n) for c, n in zip(chunks, data.shape)))
     return Volume(
-        url=name, path="", axes="zyx", shape=data.shape, dtype=data.dtype, channels=(0,), timepoint=0,
-        voxel_size=(1.0,) * 3, origin=(0.0,) * 3, unit=None, metadata_digest="", array=array,
+        url=name,
+        path="",
+        axes="zyx",
+        shape=data.shape,
+        dtype=data.dtype,
+        channels=(0,),
+        timepoint=0,
+        voxel_size=(1.0,) * 3,
+        origin=(0.0,) * 3,
+        unit=None,
+        metadata_digest="",
+        array=array,
     )
 
 
@@ -38,8 +48,12 @@ def position_coded(shape: tuple[int, ...]) -> np.ndarray:
 
 def sampler_of(regions, labelling=FOREGROUND, patch=(4, 4, 4), margin=(2, 3, 1), **options) -> Sampler:
     return Sampler(
-        sources=tuple(regions), scales=(UNIT,) * len(regions), labelling=labelling, patch=patch,
-        margin=margin, **options,
+        sources=tuple(regions),
+        scales=(UNIT,) * len(regions),
+        labelling=labelling,
+        patch=patch,
+        margin=margin,
+        **options,
     )
 
 
@@ -165,8 +179,11 @@ def test_each_source_is_normalised_by_its_own_scale():
     image = np.full((6, 6, 6), 10, np.uint8)
     source = LabelledRegion.whole(in_memory(image), in_memory(image))
     sampler = Sampler(
-        sources=(source, source), scales=(Scale((0.0,), (10.0,)), Scale((10.0,), (1.0,))),
-        labelling=FOREGROUND, patch=(2, 2, 2), margin=(1, 1, 1),
+        sources=(source, source),
+        scales=(Scale((0.0,), (10.0,)), Scale((10.0,), (1.0,))),
+        labelling=FOREGROUND,
+        patch=(2, 2, 2),
+        margin=(1, 1, 1),
     )
     seen = {(p.source, float(p.image.max())) for p in (sampler.draw(generator(0, s, 0)) for s in range(20))}
     assert seen == {(0, 1.0), (1, 0.0)}

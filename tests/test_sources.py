@@ -72,8 +72,13 @@ def write_tiff(folder: Path, array: np.ndarray) -> tuple[Path, str | None]:
 
 def write_strips(folder: Path, array: np.ndarray) -> tuple[Path, str | None]:
     tifffile.imwrite(
-        folder / "s.tif", array, photometric="minisblack", byteorder=">",
-        compression="lzw", predictor=True, rowsperstrip=3,
+        folder / "s.tif",
+        array,
+        photometric="minisblack",
+        byteorder=">",
+        compression="lzw",
+        predictor=True,
+        rowsperstrip=3,
     )
     return folder / "s.tif", None
 
@@ -150,7 +155,10 @@ def test_rows_of_large_colour_pages(tmp_path: Path, write: Any) -> None:
             "ome",
             {
                 "metadata": {
-                    "axes": "ZCYX", "PhysicalSizeX": 0.25, "PhysicalSizeY": 0.25, "PhysicalSizeZ": 2500.0,
+                    "axes": "ZCYX",
+                    "PhysicalSizeX": 0.25,
+                    "PhysicalSizeY": 0.25,
+                    "PhysicalSizeZ": 2500.0,
                     "PhysicalSizeZUnit": "nm",
                 }
             },
@@ -411,7 +419,9 @@ def test_a_damaged_tiff_raises_only_our_errors(
     data = bytearray(path.read_bytes())
     with tifffile.TiffFile(path) as file:
         tiles = [
-            at for page in file.pages for first, count in zip(page.dataoffsets, page.databytecounts)
+            at
+            for page in file.pages
+            for first, count in zip(page.dataoffsets, page.databytecounts)
             for at in range(first, first + count)
         ]
     data[tiles[int(share * len(tiles))] if in_data else int(share * len(data))] = value
@@ -525,8 +535,11 @@ def test_members_shorter_than_their_header_says(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "array",
     [
-        np.zeros((4, 5, 6), "c8"), np.full((4, 5), None), np.full((4, 5), "text"),
-        np.zeros((4, 5), [("a", "u1")]), np.zeros((4, 5, 6), "M8[s]"),
+        np.zeros((4, 5, 6), "c8"),
+        np.full((4, 5), None),
+        np.full((4, 5), "text"),
+        np.zeros((4, 5), [("a", "u1")]),
+        np.zeros((4, 5, 6), "M8[s]"),
     ],
     ids=lambda a: str(a.dtype),
 )
@@ -597,7 +610,11 @@ def test_paths(tmp_path: Path) -> None:
 
 def test_units() -> None:
     assert [space_unit(u) for u in ("nm", "um", "µm", "micron", "nanometer")] == [
-        "nanometer", "micrometer", "micrometer", "micrometer", "nanometer",
+        "nanometer",
+        "micrometer",
+        "micrometer",
+        "micrometer",
+        "nanometer",
     ]
     with pytest.raises(InputError, match="nanometer"):
         space_unit("lightyears")

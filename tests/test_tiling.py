@@ -118,7 +118,12 @@ def test_shards_are_whole_chunks_and_whole_tiles(tile, volume):
         assert chunk[0] == shard[0] == 1, "planes: one to a shard"
     # Whatever the tile, its plan is accepted.
     Tiling(
-        volume=volume, roi=Box.of_shape(volume), tile=tile, chunk=chunk, shard=shard, block=shard,
+        volume=volume,
+        roi=Box.of_shape(volume),
+        tile=tile,
+        chunk=chunk,
+        shard=shard,
+        block=shard,
         footprint=Footprint(stride=(1, 1, 1), lower=(0, 0, 0), upper=(0, 0, 0)),
     )
 
@@ -147,8 +152,13 @@ def test_a_volume_of_1e14_voxels_is_planned_without_listing_anything():
     chunk, shard = chunk_and_shard(tile, volume)
     began = time.process_time()
     tiling = Tiling(
-        volume=volume, roi=Box.of_shape(volume), footprint=Footprint.of(spec),
-        tile=tile, chunk=chunk, shard=shard, block=(512, 512, 512),
+        volume=volume,
+        roi=Box.of_shape(volume),
+        footprint=Footprint.of(spec),
+        tile=tile,
+        chunk=chunk,
+        shard=shard,
+        block=(512, 512, 512),
     )
     assert tiling.roi.size > 1e14
     assert len(tiling.blocks) == 91**3
@@ -161,8 +171,12 @@ def test_a_volume_of_1e14_voxels_is_planned_without_listing_anything():
 
 
 GOOD = {
-    "volume": (30, 40, 50), "roi": Box.of_shape((30, 40, 50)), "tile": (8, 8, 16), "chunk": (8, 8, 8),
-    "shard": (16, 16, 16), "block": (32, 16, 16),
+    "volume": (30, 40, 50),
+    "roi": Box.of_shape((30, 40, 50)),
+    "tile": (8, 8, 16),
+    "chunk": (8, 8, 8),
+    "shard": (16, 16, 16),
+    "block": (32, 16, 16),
     "footprint": Footprint(stride=(4, 4, 4), lower=(20, 20, 20), upper=(20, 20, 20)),
 }
 
@@ -178,8 +192,10 @@ GOOD = {
         ({"block": (16, 16, 24)}, "--block is not a multiple of the shard", "16,16,32", "16,16,24"),
         ({"block": (-16, 16, 16)}, "--block is not a multiple of the shard", "16,16,16", "-16,16,16"),
         (
-            {"roi": Box((0, 0, 0), (31, 40, 50))}, "the ROI is not inside the volume",
-            "a box within 0:30,0:40,0:50", "0:31,0:40,0:50",
+            {"roi": Box((0, 0, 0), (31, 40, 50))},
+            "the ROI is not inside the volume",
+            "a box within 0:30,0:40,0:50",
+            "0:31,0:40,0:50",
         ),
         ({"roi": Box((-1, 0, 0), (3, 4, 5))}, "the ROI is not inside the volume", "", "-1:3,0:4,0:5"),
         ({"roi": Box((3, 3, 3), (3, 4, 5))}, "the ROI is not inside the volume", "", "3:3,3:4,3:5"),

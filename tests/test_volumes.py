@@ -114,7 +114,9 @@ def write_ome(folder: Path, arrays: dict[str, np.ndarray], version: str, axes: s
         scale = {"type": "scale", "scale": [size.get(a, 1.0) for a in axes]}
         datasets.append({"path": path, "coordinateTransformations": [scale]})
     described = {
-        "axes": [{"name": a, **types.get(a, space)} for a in axes], "datasets": datasets, **multiscale
+        "axes": [{"name": a, **types.get(a, space)} for a in axes],
+        "datasets": datasets,
+        **multiscale,
     }
     if version == "0.4":
         attributes = {"multiscales": [{"version": version, **described}]}
@@ -187,10 +189,20 @@ def write_labels(folder: Path, shape: Shape = (20, 70, 130)) -> tuple[Store, np.
     """A label multiscale with records, as a run leaves it; only level 0 holds data."""
     store = Store(folder)
     create_multiscale(
-        store, kind="labels", axes="zyx", leading=(),
+        store,
+        kind="labels",
+        axes="zyx",
+        leading=(),
         levels=pyramid_levels(shape, (40.0, 8.0, 8.0), smallest=40),
-        dtype=np.dtype(np.uint8), chunk=(8, 16, 16), shard=(16, 32, 64), voxel_size=(40.0, 8.0, 8.0),
-        origin=(5.0, 0.0, 0.0), unit="nanometer", name="cells", method="mode", source="../raw.zarr",
+        dtype=np.dtype(np.uint8),
+        chunk=(8, 16, 16),
+        shard=(16, 32, 64),
+        voxel_size=(40.0, 8.0, 8.0),
+        origin=(5.0, 0.0, 0.0),
+        unit="nanometer",
+        name="cells",
+        method="mode",
+        source="../raw.zarr",
     )
     create_records_node(store, ".unet-flows")
     store.write(".unet-flows/run.json", b"{}")
@@ -266,7 +278,7 @@ def test_one_flipped_byte_is_noticed(position, flip, data, tmp_path_factory):
     index = data.draw(st.booleans())
     size = len(stored)
     entry = 16 * (16 // 8) * (32 // 16) * (64 // 16) + 4
-    place = int(size - entry + position * entry) if index else int(position * (size - entry))
+    place = size - entry + int(position * entry) if index else int(position * (size - entry))
     stored[place] ^= flip
     shard.write_bytes(stored)
     with pytest.raises(Exception, match=r"(?i)checksum|crc32c"):
@@ -281,9 +293,18 @@ def test_what_is_written_is_read(data, seed, axes, tmp_path_factory):
     shape = (9 if "z" in axes else 1, 10, 11)
     thick = 4 if "z" in axes else 1
     create_multiscale(
-        store, kind="image", axes=axes, leading=tuple(sizes[a] for a in axes if a in "tc"),
-        levels=pyramid_levels(shape, (1.0, 1.0, 1.0)), dtype=np.dtype(np.uint16), chunk=(thick, 4, 4),
-        shard=(thick, 8, 8), voxel_size=(1.0, 1.0, 1.0), origin=(0.0, 0.0, 0.0), unit=None, name="v",
+        store,
+        kind="image",
+        axes=axes,
+        leading=tuple(sizes[a] for a in axes if a in "tc"),
+        levels=pyramid_levels(shape, (1.0, 1.0, 1.0)),
+        dtype=np.dtype(np.uint16),
+        chunk=(thick, 4, 4),
+        shard=(thick, 8, 8),
+        voxel_size=(1.0, 1.0, 1.0),
+        origin=(0.0, 0.0, 0.0),
+        unit=None,
+        name="v",
     )
     array = open_for_writing(store, "0")
     assert axis_names(array) == tuple(axes)
@@ -307,9 +328,20 @@ def test_creating_again_keeps_the_data(tmp_path):
     shutil.rmtree(store.path / "2")
     levels = pyramid_levels(labels.shape, (40.0, 8.0, 8.0), smallest=40)
     create_multiscale(
-        store, kind="labels", axes="zyx", leading=(), levels=levels, dtype=np.dtype(np.uint8),
-        chunk=(8, 16, 16), shard=(16, 32, 64), voxel_size=(40.0, 8.0, 8.0), origin=(5.0, 0.0, 0.0),
-        unit="nanometer", name="cells", method="mode", source="../raw.zarr",
+        store,
+        kind="labels",
+        axes="zyx",
+        leading=(),
+        levels=levels,
+        dtype=np.dtype(np.uint8),
+        chunk=(8, 16, 16),
+        shard=(16, 32, 64),
+        voxel_size=(40.0, 8.0, 8.0),
+        origin=(5.0, 0.0, 0.0),
+        unit="nanometer",
+        name="cells",
+        method="mode",
+        source="../raw.zarr",
     )
     create_records_node(store, ".unet-flows")
     assert store.read(".unet-flows/ledger/predict/0-00") == b""
@@ -495,3 +527,12 @@ def test_an_output_that_cannot_be_written_is_refused_before_any_work(tmp_path, m
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="not a folder"):
         Store(tmp_path / "file" / "out.zarr").check_writable(1)
+
+
+def test_another_volume_under_the_same_name_is_another_input(tmp_path: Path) -> None:
+    data = np.random.default_rng(0).integers(0, 255, (40, 40, 40), dtype="u1")
+    array = zarr.create_array(tmp_path / "v.zarr", data=data, chunks=(16, 16, 16))
+    before = Volume.open(str(tmp_path / "v.zarr")).identity()
+    assert Volume.open(str(tmp_path / "v.zarr")).identity() == before
+    array[:] = 255 - data
+    assert Volume.open(str(tmp_path / "v.zarr")).identity() != before

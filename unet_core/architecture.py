@@ -23,7 +23,7 @@ tiles exact (DESIGN.md proves them, tests/test_architecture.py perturbs voxels t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import prod
 from typing import Any, Literal, get_args
 
@@ -34,6 +34,7 @@ Upsampling = Literal["nearest", "transpose"]
 Norm = Literal["none", "batch"]
 # Inputs with fewer channels get empty ones in 3D: `unet_core.model` says why.
 FEWEST_CHANNELS_3D = 4
+CHANNEL_MULTIPLE = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -285,6 +286,14 @@ class UNetSpec:
         """Multiply-accumulates per output voxel of an endless tile: the arithmetic that is useful."""
         reach = tuple(s * 4096 for s in self.stride)
         return self.macs(self.read_shape(reach)) / prod(reach)
+
+    def padded(self) -> UNetSpec:
+        """The network as inference computes it: channels filled up with empty ones to multiples of 16.
+
+        CPU kernels for other numbers of channels split their sums by the number of threads, and are slower.
+        """
+        widths = tuple(round_up(width, CHANNEL_MULTIPLE) for width in self.widths)
+        return replace(self, widths=widths, classes=round_up(self.classes, CHANNEL_MULTIPLE), norm="none")
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; `UNetSpec(**spec.to_dict())` gives the same spec."""

@@ -44,7 +44,7 @@ class WorkerMemory:
 
 def forward_bytes(spec: UNetSpec, input_shape: Shape, dtype: str) -> int:
     """Peak bytes of the tensors of one forward pass, the input tensor included, batch 1."""
-    return max(_alive(spec, input_shape)) * ITEM_SIZE[dtype]
+    return max(_alive(spec.padded(), input_shape)) * ITEM_SIZE[dtype]
 
 
 def _alive(spec: UNetSpec, input_shape: Shape) -> Iterator[int]:
@@ -83,13 +83,14 @@ def _alive(spec: UNetSpec, input_shape: Shape) -> Iterator[int]:
         x = width * prod(shapes.output)
         yield caller + skips + 2 * up + middle
         yield caller + skips + 2 * up + middle + x
-    logits = round_up(spec.classes, 16) * prod(levels[0].output)
+    logits = spec.classes * prod(levels[0].output)
     yield caller + x + logits
 
 
 def weight_bytes(spec: UNetSpec, dtype: str) -> int:
     """Bytes of the network's weights."""
     total = 0
+    spec = spec.padded()
     for level, (kernel, width) in enumerate(zip(spec.kernels, spec.widths)):
         above = spec.widths[level - 1] if level else spec.in_channels
         total += prod(kernel) * width * (above + width)
@@ -192,23 +193,30 @@ def tile_memory(device: str) -> int:
 
 
 def require_memory(needed: WorkerMemory, device: str, *, workers: int, available: int | None) -> None:
-    """Refuse a plan that the workers' memory cannot hold.
+    """Refuse a plan that this machine cannot hold with so many workers on it.
 
     Raises
     ------
     InputError
         Naming what is needed, what is there and the options to change.
     """
-    total = workers * needed.total
-    free = psutil.virtual_memory().available if available is None else available
+    host = needed.total
     if device == "cuda":
-        # The forward pass lives on the device; the host keeps blocks.
-        total -= workers * needed.forward
+        import torch
+
+        # The forward pass lives on the device, one worker to each; the host keeps blocks.
+        host -= needed.forward
+        _require("the GPU's memory", needed.forward, int(torch.cuda.mem_get_info()[0]), "--tile", needed, 1)
+    free = psutil.virtual_memory().available if available is None else available
+    _require("memory", workers * host, free, "--tile or --block, or fewer --workers", needed, workers)
+
+
+def _require(what: str, total: int, free: int, options: str, needed: WorkerMemory, workers: int) -> None:
     if total > free:
         raise InputError(
-            "this plan does not fit in memory",
+            f"this plan does not fit in {what}",
             expected=f"{total / GIB:.2f} GiB for {workers} worker{'s' if workers > 1 else ''}"
             f" ({needed.forward / GIB:.2f} GiB of it for one tile's forward pass, each)",
             found=f"{free / GIB:.2f} GiB available",
-            fix="choose a smaller --tile or --block, or fewer --workers",
+            fix=f"choose a smaller {options}",
         )

@@ -52,8 +52,10 @@ class ModelCard:
         ):
             if found != expected:
                 raise InputError(
-                    "this model card contradicts itself", where=where,
-                    expected=f"{expected}, as the network has", found=found,
+                    "this model card contradicts itself",
+                    where=where,
+                    expected=f"{expected}, as the network has",
+                    found=found,
                 )
 
 
@@ -166,5 +168,6 @@ def _check_weights(spec: UNetSpec, weights: bytes, *, where: str) -> None:
         if not torch.isfinite(tensor).all():
             raise InputError(
                 "these weights hold NaN or infinite numbers: every voxel would get class 0",
-                where=f"{where}, tensor {name}", fix="train again, with a lower learning rate",
+                where=f"{where}, tensor {name}",
+                fix="train again, with a lower learning rate",
             )

@@ -71,7 +71,7 @@ class Predictor:
         x = torch.from_numpy(self._scale.apply(data))
         x = x.squeeze(1) if flat else x
         x = x[None].to(device=self._device, dtype=self._dtype, memory_format=self._format)
-        logits = self._model(x)[0]
+        logits = self._model(x)[0, : self.spec.classes]  # the rest only fills up
         logits = logits.unsqueeze(1) if flat else logits
         # The surplus above the last whole stride is another tile's: 388 -> 384.
         result: Tensor = logits[(slice(None), *(slice(n) for n in tile.write.shape))]
@@ -158,7 +158,7 @@ def measure_speed(network: UNet, *, device: str, dtype: str) -> float:
         began = time.perf_counter()
         predictor.classes(predictor.logits(data, tile))
         seconds.append(time.perf_counter() - began)
-    return spec.macs(shape) / min(seconds)
+    return spec.padded().macs(shape) / min(seconds)
 
 
 def predict_tiles(

@@ -205,12 +205,17 @@ def write_slab(plan: IngestPlan, source: Source, array: zarr.Array[Any], index: 
 def _check_labels(source: Source) -> None:
     if source.dtype.kind not in "ui":
         raise InputError(
-            "labels must be integers", where=source.where, expected="an integer data type",
-            found=source.dtype, fix="ingest it with --as image, or choose the labels with --dataset",
+            "labels must be integers",
+            where=source.where,
+            expected="an integer data type",
+            found=source.dtype,
+            fix="ingest it with --as image, or choose the labels with --dataset",
         )
     if source.channels > 1:
         raise InputError(
-            "labels have one channel", where=source.where, expected="ids, one number per voxel",
+            "labels have one channel",
+            where=source.where,
+            expected="ids, one number per voxel",
             found=f"{source.channels} channels (a colour picture of labels?)",
             fix="export the ids themselves",
         )
@@ -222,7 +227,8 @@ def _voxel_size(
     if asked is None:
         if unit is not None:
             raise InputError(
-                "a unit says nothing without voxel sizes", found=f"--unit {unit}",
+                "a unit says nothing without voxel sizes",
+                found=f"--unit {unit}",
                 fix=f"add them, such as --voxel-size 10,10,10 --unit {unit}",
             )
         return source.voxel_size or (1.0, 1.0, 1.0), source.unit
@@ -231,8 +237,10 @@ def _voxel_size(
         sizes = (1.0, *sizes)
     if len(sizes) != 3 or not all(isfinite(v) and v > 0 for v in sizes):
         raise InputError(
-            "this is not a voxel size", expected="three positive numbers: z, y, x",
-            found=", ".join(map(str, asked)), fix="such as --voxel-size 40,4,4 --unit nanometer",
+            "this is not a voxel size",
+            expected="three positive numbers: z, y, x",
+            found=", ".join(map(str, asked)),
+            fix="such as --voxel-size 40,4,4 --unit nanometer",
         )
     return sizes, space_unit(unit) if unit is not None else None
 
@@ -256,7 +264,8 @@ def _cut(source: Source, memory: int) -> tuple[Shape, Shape, Shape, int]:
                 if (banded := _peak(source, slab, shard)) <= memory:
                     return slab, chunk, shard, banded
     raise InputError(
-        "one slab of this source does not fit into memory", where=source.where,
+        "one slab of this source does not fit into memory",
+        where=source.where,
         expected=f"at most {memory:,} bytes",
         found=f"{peak:,} bytes for one plane of {source.shape[1:]} voxels",
         fix="allow more memory, or save the source as tiled TIFF or HDF5, which can be read in part",

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -31,6 +32,7 @@ FORMAT = 1
 RESULTS_VERSION = 1
 Status = Literal["running", "complete", "partial", "failed"]
 AUTO = (None, "auto")
+_ENTRY = re.compile(r"(\d+)-[0-9a-f]+")
 
 
 @dataclass(frozen=True)
@@ -127,9 +129,23 @@ def begun(store: Store, kind: str, request: Mapping[str, Any]) -> RunRecord | No
 
 
 def begin(store: Store, record: RunRecord) -> None:
-    """Write the record of a run, before its arrays; a run that goes on only changes its status."""
-    if read_record(store) is None:
-        store.write(f"{FOLDER}/run.json", record.to_json())
+    """Write the record of a run, before its arrays; a run that goes on only changes its status.
+
+    Raises
+    ------
+    InputError
+        Another run has begun on this output since it was looked at.
+    """
+    if not store.create(f"{FOLDER}/run.json", record.to_json()):
+        there = read_record(store)
+        if there is None or there.fingerprint != record.fingerprint:
+            raise InputError(
+                "another run has just begun on this output",
+                where=store.url,
+                expected=f"run {record.fingerprint}",
+                found="no readable record" if there is None else f"run {there.fingerprint}",
+                fix="choose another --to",
+            )
     create_records_node(store, FOLDER)
     set_status(store, "running")
 
@@ -173,7 +189,10 @@ class Ledger:
         """One flag per block, read by one listing."""
         flags = np.zeros(self.count, np.bool_)
         for key in self.store.keys(self._prefix):
-            index = int(key.rsplit("/", 1)[1].split("-")[0])
+            entry = _ENTRY.fullmatch(key.rsplit("/", 1)[1])
+            if entry is None:
+                continue  # what file systems leave behind, such as .nfs0001
+            index = int(entry[1])
             if index >= self.count:
                 raise InputError(
                     "the ledger does not belong to this plan",

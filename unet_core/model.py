@@ -7,14 +7,16 @@ figure 1. Shapes in comments are those of the paper's network on a 572x572 input
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unet_core.architecture import FEWEST_CHANNELS_3D, UNetSpec
-from unet_core.geometry import Shape, round_up
+from unet_core.geometry import Shape
+
+_Conv = nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d
 
 
 class UNet(nn.Module):
@@ -55,19 +57,43 @@ class UNet(nn.Module):
             x = self.up[level](x)  # 56, 104, 200, 392
             x = torch.cat([skips.pop(), x], dim=1)
             x = self.merge[level](x)  # 52, 100, 196, 388
-        logits: Tensor = self.head(x)[:, : spec.classes]  # drops what `for_inference` padded
+        logits: Tensor = self.head(x)
         return logits
 
 
 def for_inference(model: UNet) -> UNet:
-    """A copy in eval mode that computes the same function, exactly tileable and fast.
+    """A copy in eval mode, as `spec.padded()` describes it, that computes the same function.
 
     Eval-mode batch norm is y = (x - mean) * weight / sqrt(var + eps) + bias: an affine map per
-    channel, taken over into the convolution before it. The head gets zero outputs up to a multiple
-    of 16, because CPU kernels for fewer channels split their sums by the number of threads.
+    channel, taken over into the convolution before it. Channels that fill up are zero: zero weights
+    and biases make them, ReLU keeps them, and nothing weighs them.
+
+    Logits are (N, padded classes, *output): those beyond the classes are zero.
     """
-    folded = copy.deepcopy(model).eval()
-    for name, block in list(folded.named_modules()):
+    spec = model.spec
+    result = UNet(spec.padded()).eval()
+    with torch.no_grad():
+        empty = dict(result.named_parameters())
+        for parameter in empty.values():
+            parameter.zero_()
+        for name, layer in _folded_layers(model):
+            halves = 2 if name.startswith("merge") and name.endswith(".0") else 1  # skip and up, concatenated
+            # A transposed convolution has its weight as (inputs, outputs, ...), the others the other way.
+            inputs = 0 if isinstance(layer, nn.ConvTranspose2d | nn.ConvTranspose3d) else 1
+            weight = empty[f"{name}.weight"]
+            for source, target in zip(layer.weight.chunk(halves, inputs), weight.chunk(halves, inputs)):
+                target[tuple(slice(n) for n in source.shape)] = source
+            if layer.bias is not None:
+                empty[f"{name}.bias"][: len(layer.bias)] = layer.bias
+    return result
+
+
+def _folded_layers(model: UNet) -> Iterator[tuple[str, _Conv]]:
+    """Every convolution with its name in a network without batch norm, batch norm folded into it."""
+    plain = copy.deepcopy(model).eval()
+    for name, block in plain.named_modules():
+        if isinstance(block, nn.ConvTranspose2d | nn.ConvTranspose3d):
+            yield name, block
         if not isinstance(block, nn.Sequential):
             continue
         layers: list[nn.Module] = []
@@ -76,14 +102,10 @@ def for_inference(model: UNet) -> UNet:
                 layers[-1] = nn.utils.fuse_conv_bn_eval(layers[-1], layer)  # type: ignore[type-var]
             else:
                 layers.append(layer)
-        folded.set_submodule(name, nn.Sequential(*layers))
-    head = folded.head
-    padded = _conv(head.weight.ndim - 2, head.in_channels, round_up(head.out_channels, 16), head.kernel_size)
-    with torch.no_grad():
-        for target, source in zip(padded.parameters(), head.parameters()):
-            target.zero_()[: len(source)] = source
-    folded.head = padded
-    return folded.eval()
+        for position, layer in enumerate(layers):
+            if isinstance(layer, nn.Conv2d | nn.Conv3d):
+                yield f"{name}.{position}", layer
+    yield "head", plain.head
 
 
 def channels_last(ndim: int) -> torch.memory_format:

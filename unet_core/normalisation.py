@@ -20,6 +20,8 @@ from unet_core.volumes import Volume
 Rule = Literal["percentiles", "mean_std"]
 SAMPLE_VOXELS = 2**25  # per channel; percentiles of so many voxels vary by less than a grey value
 _BINS = 2**16
+_FEWEST_BINS, _REFINEMENTS = 1024, 16  # a spread of fewer bins is measured again, at most so often
+_RESOLUTION = 1e-7  # of a float32, relative
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,39 +73,95 @@ class Scale:
 def measure(volume: Volume, rule: NormalisationRule, *, sample: int = SAMPLE_VOXELS) -> Scale:
     """Find a volume's numbers from at most about `sample` voxels per channel, spread evenly over it.
 
-    The voxels depend on the volume's shape alone, so every run on it finds the same numbers. Integers of
-    up to 16 bits are counted exactly; other types in 65536 bins between their extremes.
+    The voxels depend on the volume's shape alone, so every run on it finds the same numbers.
 
     Raises
     ------
     InputError
         NaN or infinite intensities among the voxels looked at.
     """
-    # Every voxel for small integers; otherwise first the extremes, then the bins between them.
+    numbers = _moments(volume, sample) if rule.rule == "mean_std" else _percentiles(volume, rule, sample)
+    # A flat volume has no spread; 1 keeps it finite.
+    return Scale(tuple(float(a) for a, _ in numbers), tuple(float(b) or 1.0 for _, b in numbers))
+
+
+def _moments(volume: Volume, sample: int) -> list[tuple[float, float]]:
+    """Mean and standard deviation per channel; sums are of differences from the first voxel."""
+    count = 0
+    shift: NDArray[np.float64] | None = None
+    first, second = (np.zeros(len(volume.channels)) for _ in range(2))
+    for box, data in _sample(volume, sample):
+        require_finite(data, box, volume, error=InputError)
+        values = data.reshape(len(data), -1).astype(np.float64)
+        shift = values[:, 0].copy() if shift is None else shift
+        values -= shift[:, np.newaxis]
+        first += values.sum(axis=1)
+        second += (values**2).sum(axis=1)
+        count += values.shape[1]
+    means = first / count
+    deviations = np.sqrt(np.maximum(second / count - means**2, 0))
+    return [(a + m, d) for a, m, d in zip(shift if shift is not None else means, means, deviations)]
+
+
+def _percentiles(volume: Volume, rule: NormalisationRule, sample: int) -> list[tuple[float, float]]:
+    """Low percentile and the distance to the high one, per channel.
+
+    Integers of up to 16 bits are counted exactly. Other types are counted in 65536 bins between their
+    extremes, and again between the bins that matter while a hot voxel stretches these too far.
+    """
     exact = volume.dtype.kind in "uib" and volume.dtype.itemsize <= 2
-    channels = len(volume.channels)
     if exact:
-        info = np.iinfo(volume.dtype if volume.dtype.kind != "b" else np.uint8)
-        low = np.full(channels, float(info.min))
-        width = np.ones(channels)
+        start = 0.0 if volume.dtype.kind in "ub" else -_BINS / 2
+        low = np.full(len(volume.channels), start)
+        high = low + (_BINS - 1)
     else:
-        low, high = np.full(channels, np.inf), np.full(channels, -np.inf)
-        for box, data in _sample(volume, sample):
-            require_finite(data, box, volume, error=InputError)
-            low = np.minimum(low, data.min(axis=(1, 2, 3)))
-            high = np.maximum(high, data.max(axis=(1, 2, 3)))
-        width = np.maximum(high - low, np.finfo(np.float64).tiny) / (_BINS - 1)
-    counts = np.zeros((channels, _BINS), np.int64)
+        low, high = _extremes(volume, sample)
+    for _ in range(_REFINEMENTS):
+        width = (high - low) / (_BINS - 1)
+        places = [_places(c, rule) for c in _count(volume, sample, low, width)]
+        found = [(a + w * first, w * (last - first)) for a, w, (first, last) in zip(low, width, places)]
+        finest = 1.0 if volume.dtype.kind in "ui" else _RESOLUTION * np.maximum(abs(low), abs(high))
+        coarse = np.array([last - first < _FEWEST_BINS for first, last in places]) & (width > finest)
+        if exact or not coarse.any():
+            break
+        for channel in np.flatnonzero(coarse):
+            first, last = places[channel]
+            margin = last - first + 2  # what is cut off is counted in the outermost bins
+            edges = low[channel] + width[channel] * np.clip([first - margin, last + margin], 0, _BINS - 1)
+            low[channel], high[channel] = edges
+    return found
+
+
+def _extremes(volume: Volume, sample: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    low, high = np.full(len(volume.channels), np.inf), np.full(len(volume.channels), -np.inf)
+    for box, data in _sample(volume, sample):
+        require_finite(data, box, volume, error=InputError)
+        low = np.minimum(low, data.min(axis=(1, 2, 3)))
+        high = np.maximum(high, data.max(axis=(1, 2, 3)))
+    return low, high
+
+
+def _count(
+    volume: Volume, sample: int, low: NDArray[np.float64], width: NDArray[np.float64]
+) -> NDArray[np.int64]:
+    """Histogram per channel; what lies outside the bins is counted in the outermost ones."""
+    counts = np.zeros((len(low), _BINS), np.int64)
     for _, data in _sample(volume, sample):
         for channel, values in enumerate(data):
-            if exact:
-                bins = values.ravel().astype(np.int64) - int(low[channel])
-            else:
-                scaled = (values.ravel().astype(np.float64) - low[channel]) / width[channel]
-                bins = np.rint(scaled).astype(np.int64)
+            scaled = values.ravel().astype(np.float64)
+            scaled -= low[channel]
+            scaled /= width[channel] or 1.0
+            bins = np.rint(np.clip(scaled, 0, _BINS - 1, out=scaled)).astype(np.int64)
             counts[channel] += np.bincount(bins, minlength=_BINS)
-    numbers = [_numbers(c, a, w, rule) for c, a, w in zip(counts, low, width)]
-    return Scale(tuple(n[0] for n in numbers), tuple(n[1] for n in numbers))
+    return counts
+
+
+def _places(counts: NDArray[np.int64], rule: NormalisationRule) -> tuple[int, int]:
+    """The bins that hold the low and the high percentile."""
+    below = np.cumsum(counts)
+    ranks = [max(1, np.ceil(below[-1] * p / 100)) for p in (rule.low, rule.high)]
+    first, last = np.searchsorted(below, ranks)
+    return int(first), int(last)
 
 
 def require_finite(data: NDArray[Any], box: Box, volume: Volume, *, error: type[Exception]) -> None:
@@ -118,27 +176,8 @@ def require_finite(data: NDArray[Any], box: Box, volume: Volume, *, error: type[
         where=f"{volume.where} at z, y, x = {position}, channel {volume.channels[channel]}",
         expected="finite numbers",
         found=data[(channel, *place)],
-        fix="replace such voxels, or choose an --roi without them",
+        fix="replace such voxels; or choose an --roi without them and --normalisation model",
     )
-
-
-def _numbers(
-    counts: NDArray[np.int64], low: float, width: float, rule: NormalisationRule
-) -> tuple[float, float]:
-    # In bins, not in intensities: rounding would give a flat float volume a spread of 1e-14.
-    bins = np.arange(len(counts), dtype=np.float64)
-    total = int(counts.sum())
-    if rule.rule == "mean_std":
-        mean = float((counts * bins).sum() / total)
-        first, spread = mean, float(np.sqrt((counts * (bins - mean) ** 2).sum() / total))
-    else:
-        below = np.cumsum(counts)
-        first, last = (
-            float(np.searchsorted(below, max(1, np.ceil(total * p / 100)))) for p in (rule.low, rule.high)
-        )
-        spread = last - first
-    # A flat volume has no spread; 1 keeps it finite.
-    return low + width * first, width * spread or 1.0
 
 
 def _sample(volume: Volume, sample: int) -> Iterator[tuple[Box, NDArray[Any]]]:

@@ -49,8 +49,10 @@ class LabelledRegion:
         name = _name(self.labels)
         if self.labels.shape != self.image.shape:
             raise InputError(
-                "image and labels differ in shape", where=name,
-                expected=f"{self.image.shape}, as {_name(self.image)} has", found=self.labels.shape,
+                "image and labels differ in shape",
+                where=name,
+                expected=f"{self.image.shape}, as {_name(self.image)} has",
+                found=self.labels.shape,
             )
         if len(self.labels.channels) != 1:
             raise InputError("labels have one channel", where=name, found=len(self.labels.channels))
@@ -59,7 +61,9 @@ class LabelledRegion:
         if not self.region or not self.image.box.contains(self.region):
             raise InputError(
                 "this region is empty" if not self.region else "this region reaches beyond the volume",
-                where=name, expected=f"a box within {self.image.box}", found=self.region,
+                where=name,
+                expected=f"a box within {self.image.box}",
+                found=self.region,
             )
 
     @classmethod
@@ -111,8 +115,11 @@ class Labelling:
             found = classes_of(labels, self.target, planar=self.planar, ignore=source.ignore)
         except InputError as problem:
             raise error(
-                problem.problem, where=f"{_name(source.labels)} in {inside}",
-                expected=problem.expected, found=problem.found, fix=problem.fix,
+                problem.problem,
+                where=f"{_name(source.labels)} in {inside}",
+                expected=problem.expected,
+                found=problem.found,
+                fix=problem.fix,
             ) from None
         beyond = (found >= self.classes) & (found != IGNORE)
         if beyond.any():

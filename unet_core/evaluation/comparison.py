@@ -93,7 +93,11 @@ class Truth:
         if unlabelled is not None:
             values = np.where(unlabelled, 0, values)
         require_classes(
-            values, self.count, volume=self.volume, box=box, what="the truth",
+            values,
+            self.count,
+            volume=self.volume,
+            box=box,
+            what="the truth",
             fix="if these are instance ids, add --target foreground or --target boundary; "
             "if they are classes, name them all",
         )
@@ -135,7 +139,11 @@ class Comparison:
         box = self.blocks[index].intersect(self.blocks.extent)
         predicted = self.labels.read(box)[0]
         require_classes(
-            predicted, self.truth.count, volume=self.labels, box=box, what="the prediction",
+            predicted,
+            self.truth.count,
+            volume=self.labels,
+            box=box,
+            what="the prediction",
             fix="compare the volume that holds classes, or name all classes",
         )
         return Scores(
@@ -218,12 +226,18 @@ def require_labels(volume: Volume, *, what: str) -> None:
     """Refuse a volume that cannot hold labels."""
     if volume.dtype.kind not in "uib":
         raise InputError(
-            f"{what} must hold integers", where=volume.url, expected="classes or instance ids",
-            found=volume.dtype, fix="is this the image, or a volume of probabilities?",
+            f"{what} must hold integers",
+            where=volume.url,
+            expected="classes or instance ids",
+            found=volume.dtype,
+            fix="is this the image, or a volume of probabilities?",
         )
     if len(volume.channels) != 1:
         raise InputError(
-            f"{what} must have one channel", where=volume.url, expected=1, found=len(volume.channels),
+            f"{what} must have one channel",
+            where=volume.url,
+            expected=1,
+            found=len(volume.channels),
             fix="choose one with --channels",
         )
 
@@ -244,8 +258,10 @@ def require_inside(roi: Box | None, volume: Volume, *, what: str) -> None:
     """Refuse a region that is empty or not inside the volume."""
     if roi is not None and not (len(roi.lower) == 3 and roi and volume.box.contains(roi)):
         raise InputError(
-            f"{what} is not inside the volume", where=volume.url,
-            expected=f"a box within {volume.box}", found=roi,
+            f"{what} is not inside the volume",
+            where=volume.url,
+            expected=f"a box within {volume.box}",
+            found=roi,
         )
 
 
@@ -257,5 +273,8 @@ def require_classes(
     if low < 0 or high >= count:
         raise InputError(
             f"{what} holds values beyond the classes",
-            where=f"{volume.url}, box {box}", expected=f"0 to {count - 1}", found=f"{low} to {high}", fix=fix,
+            where=f"{volume.url}, box {box}",
+            expected=f"0 to {count - 1}",
+            found=f"{low} to {high}",
+            fix=fix,
         )

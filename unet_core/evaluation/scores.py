@@ -55,14 +55,16 @@ class Scores:
         if self.confusion.shape != (count, count):
             raise InputError(
                 "a confusion matrix needs one row and one column per class",
-                expected=(count, count), found=self.confusion.shape,
+                expected=(count, count),
+                found=self.confusion.shape,
             )
 
     def __add__(self, other: Scores) -> Scores:
         if self.class_names != other.class_names:
             raise InputError(
                 "scores of different classes do not add up",
-                expected=", ".join(self.class_names), found=", ".join(other.class_names),
+                expected=", ".join(self.class_names),
+                found=", ".join(other.class_names),
             )
         return Scores(self.confusion + other.confusion, self.class_names)
 
@@ -134,9 +136,7 @@ class Scores:
         return tuple(int(n) for n in np.diagonal(self.confusion))
 
 
-def confusion_of(
-    truth: NDArray[np.integer[Any]], predicted: NDArray[Any], classes: int
-) -> NDArray[np.int64]:
+def confusion_of(truth: NDArray[np.integer[Any]], predicted: NDArray[Any], classes: int) -> NDArray[np.int64]:
     """(true class, predicted class) counts of two arrays of classes 0 to classes - 1, unchecked.
 
     Voxels that are `targets.IGNORE` in the truth are left out.

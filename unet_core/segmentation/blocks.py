@@ -77,8 +77,9 @@ def _resolve(planned: Planned) -> SegmentPlan:
 class BlockWorker:
     """What a worker process keeps between blocks: the plan, the volume, the network on its device."""
 
-    def __init__(self, url: str, plan: SegmentPlan) -> None:
-        model = load_model(plan.model)
+    def __init__(self, url: str, plan: SegmentPlan, *, model_url: str | None = None) -> None:
+        # A run may go on with the same model in another place.
+        model = load_model(model_url or plan.model)
         if model.digest != plan.model_digest:
             raise InputError(
                 "the model folder has changed since this run was begun",

@@ -120,13 +120,16 @@ class Planned:
         return voxels * self.volume.dtype.itemsize * len(self.volume.channels)
 
 
-def plan_segmentation(request: SegmentRequest, *, workers: int = 1, memory: int | None = None) -> Planned:
+def plan_segmentation(
+    request: SegmentRequest, *, workers: int | None = 1, memory: int | None = None
+) -> Planned:
     """Check everything that can be checked and decide everything that is open; writes nothing.
 
     Parameters
     ----------
     workers
-        Worker processes that share `memory` bytes (None: what the machine has available).
+        Worker processes that share `memory` bytes (None: what the machine has available). None: the
+        workers run elsewhere, and this machine's memory says nothing about theirs.
 
     Raises
     ------
@@ -175,10 +178,11 @@ def plan_segmentation(request: SegmentRequest, *, workers: int = 1, memory: int 
             probabilities=plan.probabilities,
         ),
         disk=budget.disk_bytes(plan.tiling, classes=spec.classes, probabilities=plan.probabilities),
-        macs=plan.tiling.tile_count * spec.macs(plan.tiling.read_shape[3 - spec.ndim :]),
+        macs=plan.tiling.tile_count * spec.padded().macs(plan.tiling.read_shape[3 - spec.ndim :]),
         resumed=record is not None,
     )
-    budget.require_memory(planned.memory, plan.device, workers=workers, available=memory)
+    if workers is not None:
+        budget.require_memory(planned.memory, plan.device, workers=workers, available=memory)
     if not planned.resumed:
         output.check_writable(planned.disk)
         _probe_finite(volume, roi)

@@ -31,9 +31,7 @@ class Hdf5Array:
                 fix="copy or export it again",
             ) from None
         try:
-            name = choose_dataset(
-                _datasets(self._file), _plain_name(dataset), where=path, what="dataset"
-            )
+            name = choose_dataset(_datasets(self._file), _plain_name(dataset), where=path, what="dataset")
             self.where = f"{path}:{name}"
             self._dataset = self._file[name]
             self.shape: Shape = tuple(self._dataset.shape)

@@ -76,8 +76,11 @@ def _png_header(path: str) -> _Header:
     width, height, depth, colour = struct.unpack(">IIBB", head[16:26])
     if tail[4:8] != b"IEND":
         raise InputError(
-            "this PNG file is cut short", where=path, expected="an IEND chunk at its end",
-            found=f"{size:,} bytes without one", fix="copy or export it again",
+            "this PNG file is cut short",
+            where=path,
+            expected="an IEND chunk at its end",
+            found=f"{size:,} bytes without one",
+            fix="copy or export it again",
         )
     if colour not in _PNG_CHANNELS:
         raise InputError("this PNG file has an unknown colour type", where=path, found=colour)
@@ -93,7 +96,10 @@ def _pillow_header(path: str) -> _Header:
         raise InputError("this image file cannot be read", where=path, found=str(error)) from None
     if mode not in _PILLOW_CHANNELS:
         raise InputError(
-            "this kind of image is not read", where=path,
-            expected="grey, palette, RGB or RGBA", found=f"Pillow mode {mode}", fix="export it as TIFF",
+            "this kind of image is not read",
+            where=path,
+            expected="grey, palette, RGB or RGBA",
+            found=f"Pillow mode {mode}",
+            fix="export it as TIFF",
         )
     return _Header(height, width, _PILLOW_CHANNELS[mode], "u1", True)

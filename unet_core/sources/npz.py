@@ -65,8 +65,10 @@ class NpyArray:
         needed = header.offset + prod(header.shape) * header.dtype.itemsize
         if size < needed:
             raise InputError(
-                "this file is cut short", where=self.where,
-                expected=f"{needed:,} bytes for shape {self.shape}, {header.dtype}", found=f"{size:,} bytes",
+                "this file is cut short",
+                where=self.where,
+                expected=f"{needed:,} bytes for shape {self.shape}, {header.dtype}",
+                found=f"{size:,} bytes",
                 fix="copy or export it again",
             )
         self.forward_only = self._archive is not None

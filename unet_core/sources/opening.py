@@ -68,9 +68,7 @@ def _open_stored(kind: str, files: Sequence[str], dataset: str | None) -> Stored
         return NpyArray(files[0], dataset)
     if kind == "image" and dataset is not None:
         raise InputError("image files have no datasets", where=files[0], found=f"--dataset {dataset}")
-    open_one: Callable[[str], Stored] = (
-        ImageFile if kind == "image" else partial(TiffArray, dataset=dataset)
-    )
+    open_one: Callable[[str], Stored] = ImageFile if kind == "image" else partial(TiffArray, dataset=dataset)
     return open_one(files[0]) if len(files) == 1 else Stack(files, open_one)
 
 
@@ -106,20 +104,25 @@ def _common_kind(files: Sequence[str]) -> str:
     kinds = {_kind(f): f for f in files}
     if "" in kinds:
         raise InputError(
-            "this kind of file is not read", where=kinds[""], expected=_readable(),
+            "this kind of file is not read",
+            where=kinds[""],
+            expected=_readable(),
             found=Path(kinds[""]).suffix or "no suffix",
         )
     if len(kinds) > 1:
         raise InputError(
-            "the sources are of different kinds", expected="files of one kind",
+            "the sources are of different kinds",
+            expected="files of one kind",
             found=", ".join(f"{kind}: {Path(path).name}" for kind, path in sorted(kinds.items())),
             fix="ingest each kind on its own",
         )
     (kind,) = kinds
     if len(files) > 1 and kind not in _STACKABLE:
         raise InputError(
-            f"only one {kind} file can be ingested at a time", where=files[0],
-            expected="one file, or a series of TIFF or image files", found=f"{len(files)} files",
+            f"only one {kind} file can be ingested at a time",
+            where=files[0],
+            expected="one file, or a series of TIFF or image files",
+            found=f"{len(files)} files",
         )
     return kind
 

@@ -23,8 +23,20 @@ from unet_core.metadata import AXES, SPATIAL
 # What numpy, h5py, tifffile, imagecodecs, Pillow, zlib and zipfile raise on bytes that they cannot decode;
 # nearly all that Python has: tifffile divides by sizes that a damaged directory makes 0, and asserts.
 DECODING_ERRORS = (
-    OSError, EOFError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError,
-    RuntimeError, SyntaxError, MemoryError, struct.error, zlib.error, zipfile.BadZipFile,
+    OSError,
+    EOFError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    AssertionError,
+    RuntimeError,
+    SyntaxError,
+    MemoryError,
+    struct.error,
+    zlib.error,
+    zipfile.BadZipFile,
 )
 
 
@@ -157,8 +169,10 @@ class Source:
         """
         if not Box.of_shape(self.shape).contains(box) or not 0 <= timepoint < self.timepoints:
             raise InputError(
-                "this box lies outside the source", where=self.where,
-                expected=f"inside {self.timepoints} x {self.shape} (t; z, y, x)", found=f"{timepoint}; {box}",
+                "this box lies outside the source",
+                where=self.where,
+                expected=f"inside {self.timepoints} x {self.shape} (t; z, y, x)",
+                found=f"{timepoint}; {box}",
             )
         ranges = {"t": (timepoint, timepoint + 1), "c": (0, self.channels)}
         ranges |= dict(zip(SPATIAL, zip(box.lower, box.upper)))
@@ -230,8 +244,11 @@ def choose_dataset(
         if asked in [name for name, _ in arrays]:
             return asked
         raise InputError(
-            f"no such {what} in the file", where=where, expected=repr(asked),
-            found=found or f"no {what}", fix="use --dataset with one of these names",
+            f"no such {what} in the file",
+            where=where,
+            expected=repr(asked),
+            found=found or f"no {what}",
+            fix="use --dataset with one of these names",
         )
     if len(volumes) == 1:
         return volumes[0]

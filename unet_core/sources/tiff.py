@@ -1,7 +1,7 @@
 """TIFF, BigTIFF, OME-TIFF and ImageJ hyperstacks through tifffile, page by page.
 
-    uncompressed, one after the other     read as one C-order array (also ImageJ's one-directory files)
-    all others                            whole planes by page, some rows by the strips or tiles they need
+uncompressed, one after the other     read as one C-order array (also ImageJ's one-directory files)
+all others                            whole planes by page, some rows by the strips or tiles they need
 """
 
 from __future__ import annotations
@@ -80,13 +80,18 @@ class TiffArray:
         needed, size = offset + prod(self.shape) * raw_dtype.itemsize, Path(path).stat().st_size
         if needed > size:
             raise InputError(
-                "this TIFF is cut short", where=path,
-                expected=f"at least {needed:,} bytes for shape {self.shape}", found=f"{size:,} bytes",
+                "this TIFF is cut short",
+                where=path,
+                expected=f"at least {needed:,} bytes for shape {self.shape}",
+                found=f"{size:,} bytes",
                 fix="copy or export it again",
             )
         return LinearReader(
             partial(open_plain, path),
-            offset=offset, shape=self.shape, raw_dtype=raw_dtype, forward_only=False,
+            offset=offset,
+            shape=self.shape,
+            raw_dtype=raw_dtype,
+            forward_only=False,
         )
 
     def read(self, box: Box) -> NDArray[Any]:
@@ -118,8 +123,11 @@ class TiffArray:
 
 def _unreadable(path: str, pages: int, error: BaseException) -> InputError:
     return InputError(
-        "this TIFF cannot be read", where=path, expected=f"an image in its {pages} pages",
-        found=f"{type(error).__name__}: {error}", fix="copy or export it again",
+        "this TIFF cannot be read",
+        where=path,
+        expected=f"an image in its {pages} pages",
+        found=f"{type(error).__name__}: {error}",
+        fix="copy or export it again",
     )
 
 
@@ -128,7 +136,8 @@ def _check_none_missing(pages: list[Any], where: str) -> None:
     missing = [i for i, page in enumerate(pages) if page is None]
     if missing:
         raise InputError(
-            "planes of this TIFF are missing", where=where,
+            "planes of this TIFF are missing",
+            where=where,
             expected=f"{len(pages)} planes, as its metadata says",
             found=f"no plane {missing[0]}, {len(missing)} missing",
             fix="put all files of the series into one folder, or export it again",
@@ -169,13 +178,18 @@ def _choose_series(series: Any, dataset: str | None, path: str) -> Any:
             if dataset in (str(i), one.name):
                 return one
         raise InputError(
-            "no such series in the file", where=path, expected=repr(dataset), found=listed,
+            "no such series in the file",
+            where=path,
+            expected=repr(dataset),
+            found=listed,
             fix="use --dataset with the number of one of these",
         )
     if len(series) != 1:
         raise InputError(
             "the TIFF holds several series, of different shapes" if series else "the TIFF holds no images",
-            where=path, expected="one series of pages of one shape", found=listed or None,
+            where=path,
+            expected="one series of pages of one shape",
+            found=listed or None,
             fix="choose one by its number, such as --dataset 0" if series else None,
         )
     return series[0]

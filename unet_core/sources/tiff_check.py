@@ -69,8 +69,10 @@ def _read_header(file: IO[bytes], path: str) -> tuple[_Layout, int]:
         layout = _Layout(order, "Q", "HHQ", "Q")
         return layout, layout.unpack("Q", head[8:])[0]
     raise InputError(
-        "this is not a TIFF file", where=path,
-        expected="II or MM, then 42 or 43", found=f"it starts with {head[:4]!r}",
+        "this is not a TIFF file",
+        where=path,
+        expected="II or MM, then 42 or 43",
+        found=f"it starts with {head[:4]!r}",
     )
 
 
@@ -117,7 +119,9 @@ def _values(
 def _inside(end: int, size: int, where: str) -> None:
     if end > size:
         raise InputError(
-            "this TIFF is cut short", where=where,
-            expected=f"at least {end:,} bytes", found=f"{size:,} bytes",
+            "this TIFF is cut short",
+            where=where,
+            expected=f"at least {end:,} bytes",
+            found=f"{size:,} bytes",
             fix="copy or export it again",
         )

@@ -7,10 +7,32 @@ from unet_core.errors import InputError
 # https://ngff.openmicroscopy.org/0.5/#axes-md: "SHOULD be one of", for axes of type space.
 SPACE_UNITS = frozenset(
     (
-        "angstrom", "attometer", "centimeter", "decimeter", "exameter", "femtometer", "foot", "gigameter",
-        "hectometer", "inch", "kilometer", "megameter", "meter", "micrometer", "mile", "millimeter",
-        "nanometer", "parsec", "petameter", "picometer", "terameter", "yard", "yoctometer", "yottameter",
-        "zeptometer", "zettameter",
+        "angstrom",
+        "attometer",
+        "centimeter",
+        "decimeter",
+        "exameter",
+        "femtometer",
+        "foot",
+        "gigameter",
+        "hectometer",
+        "inch",
+        "kilometer",
+        "megameter",
+        "meter",
+        "micrometer",
+        "mile",
+        "millimeter",
+        "nanometer",
+        "parsec",
+        "petameter",
+        "picometer",
+        "terameter",
+        "yard",
+        "yoctometer",
+        "yottameter",
+        "zeptometer",
+        "zettameter",
     )
 )
 _ABBREVIATED = {

@@ -1,7 +1,7 @@
 """Training a U-Net: settings, a checked plan, its steps, and the model folder that comes out.
 
-    TrainSettings --prepare--> Plan --run--> Trained --save--> model folder
-      (settings)              (plan)        (loop)    (saving)
+TrainSettings --prepare--> Plan --run--> Trained --save--> model folder
+  (settings)              (plan)        (loop)    (saving)
 """
 
 from unet_core.training.loop import Progress, Record, Trained, run, train, validate

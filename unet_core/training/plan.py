@@ -59,8 +59,13 @@ class Plan:
         except InputError:
             tile = self.settings.patch  # fits: a training step holds more for it
         return Tiling(
-            volume=volume, roi=region.region, footprint=Footprint.of(self.spec),
-            tile=tile, chunk=tile, shard=tile, block=tile,
+            volume=volume,
+            roi=region.region,
+            footprint=Footprint.of(self.spec),
+            tile=tile,
+            chunk=tile,
+            shard=tile,
+            block=tile,
         )
 
 

@@ -10,6 +10,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -80,24 +81,18 @@ class Store:
         """Whether anything lies here. Creates nothing."""
         if not self.remote:
             return self.path.exists()
-        try:
+        with self._reached():
             return any(len(batch) > 0 for batch in obstore.list(self._store, chunk_size=1))
-        except BaseError as error:
-            raise InputError(
-                "this store cannot be reached",
-                where=self.url,
-                found=str(error).splitlines()[0],
-                fix="check the bucket's name, AWS_ENDPOINT_URL, AWS_REGION and the credentials in AWS_*",
-            ) from None
 
     def read(self, key: str) -> bytes | None:
         """The object's bytes, or None where there is none."""
         if not self.remote and not self.path.is_dir():
             return None
-        try:
-            return bytes(obstore.get(self._store, key).bytes())
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+        with self._reached():
+            try:
+                return bytes(obstore.get(self._store, key).bytes())
+            except (FileNotFoundError, NotADirectoryError):
+                return None
 
     def write(self, key: str, data: bytes) -> None:
         """Put an object, whole or not at all, over whatever was there."""
@@ -115,9 +110,25 @@ class Store:
         """Keys below a prefix, streamed in pages: memory does not grow with their number."""
         if not self.remote and not self.path.is_dir():
             return
-        for batch in obstore.list(self._store, prefix or None):
-            for item in batch:
-                yield item["path"]
+        with self._reached():
+            for batch in obstore.list(self._store, prefix or None):
+                for item in batch:
+                    yield item["path"]
+
+    @contextmanager
+    def _reached(self) -> Iterator[None]:
+        """One clear error where a remote store does not answer, or refuses."""
+        try:
+            yield
+        except BaseError as error:
+            if not self.remote:
+                raise
+            raise InputError(
+                "this store cannot be reached",
+                where=self.url,
+                found=str(error).splitlines()[0],
+                fix="check the bucket's name, AWS_ENDPOINT_URL, AWS_REGION and the credentials in AWS_*",
+            ) from None
 
     def check_writable(self, needed: int) -> None:
         """Refuse, before any work, an output that cannot be written or whose disk is too small.
