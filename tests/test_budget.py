@@ -119,6 +119,7 @@ def test_predicted_memory_is_what_processes_take(make_model, make_volume, tmp_pa
         assert expected == pytest.approx(found, rel=WITHIN), case
 
 
+@settings(max_examples=30)
 @given(spec=network_specs(cost=float("inf")))
 def test_weights_are_counted(spec):
     import torch

@@ -6,7 +6,7 @@ one made for inference) runs once over all of it, and the surplus is cropped.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -162,7 +162,7 @@ def assert_same_bits(found: np.ndarray, expected: np.ndarray) -> None:
 
 
 @pytest.mark.usefixtures("one_thread")
-@settings(max_examples=70)
+@settings(max_examples=50)
 @given(scene=scenes())
 def test_tiled_equals_whole(scene, tmp_path_factory):
     volume = scene.volume(tmp_path_factory.mktemp("whole") / "v.zarr")
@@ -170,7 +170,7 @@ def test_tiled_equals_whole(scene, tmp_path_factory):
 
 
 @pytest.mark.usefixtures("one_thread")
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(scene=scenes(), data=st.data())
 def test_one_tile_shape_gives_the_same_bits_whatever_blocks_order_and_roi(scene, data, tmp_path_factory):
     volume = scene.volume(tmp_path_factory.mktemp("bits") / "v.zarr")
@@ -211,7 +211,12 @@ def scene_of(spec: UNetSpec, shape: Shape, tile: Shape, *, dtype: str = "uint8",
             id="3D depth 3 nearest, batch norm",
         ),
         pytest.param(
-            UNetSpec.build(ndim=3, depth=4, base=2), (3, 17, 7), (16, 16, 16), id="3D depth 4 transpose"
+            # Small kernels at the bottom keep the context, and the test, small.
+            replace(
+                UNetSpec.build(ndim=3, depth=4, base=2),
+                kernels=((3, 3, 3), (3, 3, 3), (3, 3, 3), (1, 3, 3), (1, 1, 3)),
+            ),
+            (3, 17, 7), (16, 16, 16), id="3D depth 4 transpose",
         ),
         pytest.param(
             UNetSpec.build(ndim=3, depth=4, base=2, anisotropic_levels=2, upsampling="nearest", norm="batch"),
