@@ -99,5 +99,5 @@ def _cluster(config: ClusterConfig) -> Any:
 def thread_environment(threads: int) -> dict[str, str]:
     """What keeps a worker process to `threads` cores."""
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
-    # Threads that wait must not spin: on cores that others use too, that made blocks three times slower.
+    # Threads that wait must not spin: on cores that others use too, they take the time of those that work.
     return {**{name: str(threads) for name in names}, "OMP_WAIT_POLICY": "PASSIVE"}

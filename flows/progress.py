@@ -68,9 +68,14 @@ class StageProgress:
     def close(self, finished: int, note: str = "") -> None:
         if self._bar is not None:
             self._bar.update(self._task, completed=finished, note=note)
-            self._bar.stop()
+        self.stop()
         if self._artifact is not None:
             self._publish(finished, note)
+
+    def stop(self) -> None:
+        """Give the terminal back; harmless when done twice."""
+        if self._bar is not None:
+            self._bar.stop()
 
     def _publish(self, finished: int, note: str) -> None:
         from prefect.artifacts import update_progress_artifact
@@ -96,5 +101,4 @@ def stage_progress(stage: str, total: int, *, prefect: bool) -> Iterator[StagePr
     try:
         yield progress
     finally:
-        if progress._bar is not None:
-            progress._bar.stop()
+        progress.stop()

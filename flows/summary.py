@@ -86,7 +86,7 @@ def print_plan(document: dict[str, Any]) -> None:
         ("tiles", f"{tile['count']:,} of {_shape(tile['write'])}, each read as {_shape(tile['read'])}"),
         ("blocks", f"{block['count']:,} of {_shape(block['shape'])}; {len(document['stages'])} stages"),
         ("reads", _bytes(document["bytes_read"])),
-        ("writes", f"at most about {_bytes(document['bytes_written_at_most'])}"),
+        ("writes", f"about {_bytes(document['bytes_written_at_most'])}"),
         (
             "memory",
             f"{_bytes(document['memory_per_worker'])} in each of {document['workers']} worker(s),"

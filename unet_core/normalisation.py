@@ -18,7 +18,7 @@ from unet_core.geometry import Box, Grid, mirrored
 from unet_core.volumes import Volume
 
 Rule = Literal["percentiles", "mean_std"]
-SAMPLE_VOXELS = 2**25  # per channel; percentiles of so many voxels vary by less than a grey value
+SAMPLE_VOXELS = 2**25  # per channel
 _BINS = 2**16
 _FEWEST_BINS, _REFINEMENTS = 1024, 80  # a spread of fewer bins is measured again, at most so often
 _RESOLUTION = 1e-7  # of a float32, relative

@@ -217,7 +217,8 @@ def _steps(
                     )
                 )
             began = perf_counter()
-    assert best is not None  # the last step leaves a record
+    if best is None:
+        raise RunError("no step was done", expected="at least 1", found=settings.steps)
     return tuple(history), *best
 
 
