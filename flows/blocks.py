@@ -1,44 +1,53 @@
-"""Blocks to workers: a bounded window of Dask futures, or this process; counts and failures come back.
+"""One stage: its missing blocks to an engine; retries, quarantine and the ledger's seal; counts come back.
 
-Nothing here grows with the number of blocks but one bit each (which are done) and the failures.
+    ledger -> missing blocks -> engine -> done      counted (the worker has committed it)
+                     ^                    failed    again, at most 3 times in all, then quarantine
+                     +------ again -------+         or: the run stops (nothing that others could do better)
+
+Nothing here grows with the number of blocks but the ledger's flags; failures are bounded.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter, deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
-from distributed import Client, as_completed
+from distributed import Client
 from numpy.typing import NDArray
 
-from unet_core.errors import UnetFlowsError
-from unet_core.ledger import Ledger
+from flows.attempt import Failed, Work
+from flows.engines import Engine, InProcess, OnWorkers, WorkerDied
+from unet_core.errors import RunError
+from unet_core.ledger import Done, Failure, Lease, Ledger, Quarantine
 
-RETRIES = 2
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A block that did not get done, and why."""
-
-    index: int
-    error: str
+ATTEMPTS = 3  # of one block, or deaths of workers that try it
+SEAL_EVERY = 20_000  # blocks: a ledger stays one file and so many entries
+# So many in quarantine, and more than were done: the cause is not in the blocks.
+MOST_FAILURES = 100
 
 
 @dataclass
 class StageResult:
-    """How one stage went. `skipped` blocks were done by an earlier run."""
+    """How one stage went. `skipped` blocks were done by an earlier run; `absent` input chunks were not there.
+
+    `quarantined` blocks have failed, in earlier runs too; `failed` lists them once the stage has ended.
+    `stopped` is why it ended before it had tried all.
+    """
 
     stage: str
     total: int
     done: int = 0
     skipped: int = 0
     voxels: int = 0
+    absent: int = 0
+    quarantined: int = 0
     seconds: float = 0.0
     failed: list[Failure] = field(default_factory=list)
+    stopped: str | None = None
 
     @property
     def complete(self) -> bool:
@@ -50,6 +59,8 @@ class StageResult:
             "done": self.done,
             "skipped": self.skipped,
             "failed": [{"block": f.index, "error": f.error} for f in self.failed],
+            "stopped": self.stopped,
+            "absent_chunks": self.absent,
             "voxels": self.voxels,
             "seconds": round(self.seconds, 3),
         }
@@ -60,99 +71,170 @@ class OnProgress(Protocol):
 
 
 def run_stage(
-    function: Callable[..., int],
-    arguments: tuple[Any, ...],
+    work: Work,
     ledger: Ledger,
     *,
+    lease: Lease,
     client: Client | None = None,
-    order: Callable[[NDArray[np.int64]], NDArray[np.int64]] | None = None,
+    only_failed: bool = False,
     on_progress: OnProgress | None = None,
 ) -> StageResult:
-    """Do the blocks of one stage that its ledger does not hold yet.
+    """Do the blocks of one stage that its ledger does not hold yet, those in quarantine last.
 
     Parameters
     ----------
-    function, arguments
-        Called as `function(*arguments, index)`, on a worker; returns voxels, records its block itself.
     client
         Dask; without one the blocks run in this process, one after the other.
-    order
-        Permutes the missing indices; for tests that want another order.
+    only_failed
+        Do those in quarantine alone, if there are any.
+
+    Raises
+    ------
+    LostLeaseError
+        Another run owns the output now.
     """
-    flags = ledger.done()
-    missing = np.flatnonzero(~flags)
-    if order is not None:
-        missing = order(missing)
-    result = StageResult(ledger.stage, ledger.count, skipped=int(flags.sum()))
-    began = time.monotonic()
-    outcomes = (
-        _in_process(function, arguments, missing)
-        if client is None
-        else _on_workers(client, function, arguments, missing, ledger.stage)
-    )
-    for index, outcome in outcomes:
-        if isinstance(outcome, int):
-            result.done += 1
-            result.voxels += outcome
+    # Whatever an earlier owner still writes does not count from here on.
+    entries = ledger.seal() if lease.epoch > 1 else ledger.read()
+    quarantine = Quarantine(ledger.store, ledger.stage)
+    result = StageResult(ledger.stage, ledger.count, skipped=int(entries.done.sum()))
+    run = _StageRun(work, quarantine, lease, result, _engine(client, work, ledger.stage))
+    for index in quarantine.indices():
+        if index < ledger.count and not entries.done[index]:
+            run.quarantined.add(index)
         else:
-            result.failed.append(Failure(index, _describe(outcome)))
+            quarantine.release(index)
+    result.quarantined = len(run.quarantined)
+    began, unsealed = time.monotonic(), 0
+    for _ in run.over(_order(entries.done, sorted(run.quarantined), only_failed)):
         result.seconds = time.monotonic() - began
+        lease.report(_standing(result))
         if on_progress is not None:
             on_progress(result)
+        unsealed += 1
+        if unsealed >= SEAL_EVERY:
+            unsealed = 0
+            ledger.seal()
+    lease.require()
+    # A run that had to stop may find the store still full, or gone: the next one seals.
+    if result.done and result.stopped is None:
+        entries = ledger.seal()
+    result.absent = int(entries.absent[entries.done].sum())
+    result.failed = list(quarantine.failures())
     return result
 
 
-def _in_process(
-    function: Callable[..., int], arguments: tuple[Any, ...], missing: NDArray[np.int64]
-) -> Iterator[tuple[int, int | Exception]]:
-    for index in map(int, missing):
+def _standing(result: StageResult) -> dict[str, Any]:
+    """How far a stage is, for those who look at the output from outside."""
+    left = result.total - result.done - result.skipped
+    return {
+        "stage": result.stage,
+        "done": result.done + result.skipped,
+        "total": result.total,
+        "voxels_per_second": result.voxels / max(result.seconds, 1e-9),
+        "seconds_left": round(result.seconds / result.done * left, 1) if result.done else None,
+    }
+
+
+class _StageRun:
+    """What is known of the blocks under way."""
+
+    def __init__(
+        self, work: Work, quarantine: Quarantine, lease: Lease, result: StageResult, engine: Engine
+    ) -> None:
+        self.quarantined: set[int] = set()
+        self._work, self._quarantine, self._lease = work, quarantine, lease
+        self._result, self._engine = result, engine
+        self._again: deque[tuple[int, bool]] = deque()
+        self._attempts: Counter[int] = Counter()
+        self._failed_now = 0
+
+    def over(self, waiting: Iterator[int]) -> Iterator[None]:
+        """Do the blocks; yields after each that came to an end, one way or the other."""
+        engine = self._engine
         try:
-            yield index, function(*arguments, index)
-        except Exception as error:
-            yield index, error
+            while self._result.stopped is None:
+                self._lease.require()
+                while engine.has_room and (block := self._next(waiting)) is not None:
+                    engine.submit(block[0], alone=block[1])
+                if not engine.busy:
+                    return
+                index, outcome = engine.next()
+                if isinstance(outcome, Done):
+                    self._done(index, outcome)
+                    yield
+                elif isinstance(outcome, WorkerDied):
+                    self._worker_died(index)
+                elif outcome.verdict == "block":
+                    self._failed(index, outcome)
+                    yield
+                elif outcome.verdict == "run":
+                    self._result.stopped = outcome.error
+                else:
+                    self._again.append((index, False))
+                    engine.dismiss(outcome.worker)
+        except RunError as error:
+            self._result.stopped = str(error)
+        finally:
+            engine.stop()
 
-
-def _on_workers(
-    client: Client,
-    function: Callable[..., int],
-    arguments: tuple[Any, ...],
-    missing: NDArray[np.int64],
-    stage: str,
-) -> Iterator[tuple[int, int | BaseException]]:
-    waiting = map(int, missing)
-    futures: dict[Any, int] = {}
-    run = f"{stage}-{time.time_ns():x}"
-    finished = as_completed(raise_errors=False)
-
-    def submit_next() -> bool:
+    def _next(self, waiting: Iterator[int]) -> tuple[int, bool] | None:
+        if self._again:
+            return self._again.popleft()
         index = next(waiting, None)
-        if index is None:
-            return False
-        future = client.submit(function, *arguments, index, key=f"{run}-{index}", retries=RETRIES, pure=False)
-        futures[future] = index
-        finished.add(future)
-        return True
+        return None if index is None else (index, False)
 
-    def fill_window() -> None:
-        # Twice the workers keep every worker busy while the client reacts; more would only queue. On a
-        # cluster workers come and go, so the window follows them.
-        workers = len(client.scheduler_info(n_workers=-1)["workers"])
-        while len(futures) < 2 * max(1, workers) and submit_next():
-            pass
+    def _done(self, index: int, done: Done) -> None:
+        self._result.done += 1
+        self._result.voxels += done.voxels
+        self._attempts.pop(index, None)
+        if index in self.quarantined:
+            self.quarantined.discard(index)
+            self._quarantine.release(index)
+            self._result.quarantined = len(self.quarantined)
 
-    fill_window()
-    for future in finished:
-        index = futures.pop(future)
-        outcome = future.result() if future.status == "finished" else _exception(future)
-        # A finished future that is held would be computed again if its worker died.
-        future.release()
-        fill_window()
-        yield index, outcome
+    def _worker_died(self, index: int) -> None:
+        """Dask gives a block up after two deaths: the third attempt is alone, to tell it from bystanders."""
+        self._attempts[index] += ATTEMPTS - 1 if index not in self._attempts else 1
+        if self._attempts[index] > 2 * ATTEMPTS:
+            # Not even a process of its own lived long enough to say what became of the block.
+            self._set_aside(index, "its workers died again and again", "", "unknown", self._attempts[index])
+        else:
+            self._again.append((index, True))
+
+    def _failed(self, index: int, failed: Failed) -> None:
+        self._attempts[index] += 1
+        if self._attempts[index] < ATTEMPTS and not failed.final:
+            self._again.append((index, False))
+        else:
+            self._set_aside(index, failed.error, failed.traceback, failed.worker, self._attempts[index])
+
+    def _set_aside(self, index: int, error: str, traceback: str, worker: str, attempts: int) -> None:
+        self._quarantine.add(
+            Failure(
+                stage=self._result.stage,
+                index=index,
+                error=error,
+                traceback=traceback,
+                worker=worker,
+                attempts=attempts,
+            )
+        )
+        self.quarantined.add(index)
+        self._result.quarantined = len(self.quarantined)
+        del self._attempts[index]
+        self._failed_now += 1
+        if self._failed_now >= MOST_FAILURES and self._failed_now > self._result.done:
+            self._result.stopped = f"{self._failed_now} blocks failed and {self._result.done} were done"
 
 
-def _exception(future: Any) -> BaseException:
-    return future.exception() or RuntimeError(f"the block was {future.status} by the scheduler")
+def _engine(client: Client | None, work: Work, name: str) -> Engine:
+    return InProcess(work) if client is None else OnWorkers(client, work, name)
 
 
-def _describe(error: BaseException) -> str:
-    return str(error) if isinstance(error, UnetFlowsError) else f"{type(error).__name__}: {error}"
+def _order(done: NDArray[np.bool_], failed: list[int], only_failed: bool) -> Iterator[int]:
+    """Missing blocks in ascending order, then those in quarantine."""
+    if not (only_failed and failed):
+        missing = ~done
+        missing[failed] = False
+        yield from map(int, np.flatnonzero(missing))
+    yield from failed

@@ -34,6 +34,8 @@ app = typer.Typer(
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there")
 ]
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask before --restart takes an output away")]
+Output = Annotated[str, typer.Argument(help="An output of ingest or segment", show_default=False)]
 
 
 def options_of(
@@ -76,15 +78,18 @@ def options_of(
 
 @app.command()
 @options_of(IngestConfig)
-def ingest(as_json: AsJson = False, **parameters: Any) -> None:
+def ingest(yes: Yes = False, as_json: AsJson = False, **parameters: Any) -> None:
     """Convert TIFF, HDF5, NPZ or PNG to a sharded, multiscale OME-Zarr volume."""
     from flows.config import validate
     from flows.ingest import ingest as flow
     from flows.ingest import plan
+    from flows.outcome import told
     from flows.summary import print_run
 
-    plan(validate(IngestConfig, parameters))
-    _report(flow(**parameters), as_json, print_run)
+    config = validate(IngestConfig, parameters)
+    plan(config)
+    _confirm_restart(config, yes)
+    _report(told(flow, "ingest", parameters), as_json, print_run)
 
 
 @app.command()
@@ -112,11 +117,13 @@ def segment(
     plan: Annotated[
         bool, typer.Option("--plan", help="Print what would be done and what it costs; start nothing")
     ] = False,
+    yes: Yes = False,
     as_json: AsJson = False,
     **parameters: Any,
 ) -> None:
     """Segment a volume: exact overlapping tiles in, one seamless label volume out."""
     from flows.config import read_cluster, validate
+    from flows.outcome import told
     from flows.segment import plan as make_plan
     from flows.segment import segment as flow
     from flows.summary import plan_document, print_plan, print_run
@@ -128,9 +135,10 @@ def segment(
     if plan:
         _report(document, as_json, print_plan)
         return
+    _confirm_restart(config, yes)
     if not as_json:
         print_plan(document)
-    _report(flow(**parameters), as_json, print_run)
+    _report(told(flow, "segment", parameters), as_json, print_run)
 
 
 @app.command()
@@ -170,6 +178,50 @@ def evaluate(
     )
     document = {"command": "evaluate", "labels": labels, "truth": truth, **result.to_dict()}
     _report(document, as_json, lambda _: print_evaluation(result))
+
+
+@app.command()
+def status(output: Output, as_json: AsJson = False) -> None:
+    """Show how a run stands, from disk alone: while it runs, after it ended, or was killed."""
+    from flows.inspection import status as look
+    from flows.summary import print_status
+
+    _report(look(output), as_json, print_status)
+
+
+@app.command()
+def verify(
+    output: Output,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Open damaged blocks again, for the next run to do")
+    ] = False,
+    workers: Annotated[
+        int, typer.Option(min=0, help="Processes that read; 0 reads in this one, without a cluster")
+    ] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Read every finished block back and compare it with what was committed; find gaps and leftovers."""
+    from contextlib import nullcontext
+
+    from flows.cluster import open_client
+    from flows.config import ClusterConfig
+    from flows.inspection import verify as check
+    from flows.summary import print_verification
+
+    with open_client(ClusterConfig(workers=workers)) if workers else nullcontext(None) as client:
+        found = check(output, repair=repair, client=client)
+    _report(found.to_dict(), as_json, print_verification)
+    if not found.sound:
+        raise typer.Exit(1)
+
+
+@app.command()
+def clean(output: Output, as_json: AsJson = False) -> None:
+    """Take away what killed runs left behind: staging files, records of failures since mended."""
+    from flows.inspection import clean as sweep
+    from flows.summary import print_cleaning
+
+    _report(sweep(output), as_json, print_cleaning)
 
 
 @app.command()
@@ -225,6 +277,27 @@ def _interrupted() -> None:
 
 def _command() -> str:
     return sys.argv[1] if len(sys.argv) > 1 else ""
+
+
+def _confirm_restart(config: Config, yes: bool) -> None:
+    """Ask before an output is taken away.
+
+    Raises
+    ------
+    InputError
+        Nobody is there to answer, or the answer is no.
+    """
+    from unet_core.ledger import read_record
+    from unet_core.volumes import Store
+
+    if not getattr(config, "restart", False) or yes or read_record(Store(config.to)) is None:  # type: ignore[attr-defined]
+        return
+    if not sys.stdin.isatty():
+        raise InputError(
+            "--restart takes the output away, and nobody is here to be asked", fix="add --yes to mean it"
+        )
+    if not typer.confirm(f"Delete {config.to} and begin anew?", err=True):  # type: ignore[attr-defined]
+        raise InputError("nothing was taken away, nothing was begun")
 
 
 def _report(document: Any, as_json: bool, show: Callable[[Any], None]) -> None:

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from importlib import import_module
-from typing import Any
+from typing import Any, TypeVar
 
 import dask
-from distributed import Client, LocalCluster
+from distributed import CancelledError, Client, KilledWorker, LocalCluster, WorkerPlugin
 
 from flows.config import ClusterConfig
+from flows.supervise import end_with_parent
 from unet_core.errors import InputError, RunError
+
+T = TypeVar("T")
 
 # Blocks that no worker can take must fail the run, not wait for ever.
 _SETTINGS = {
     "distributed.scheduler.no-workers-timeout": "10m",
-    "distributed.scheduler.allowed-failures": 3,
+    # A block is given up at the second death of its workers; `blocks` then tries it alone.
+    "distributed.scheduler.allowed-failures": 1,
+    # One block at a time on a worker: those that wait there would share the blame when it dies.
+    "distributed.scheduler.worker-saturation": 1.0,
     "distributed.comm.timeouts.connect": "60s",
     "distributed.admin.large-graph-warning-threshold": "10MB",
 }
@@ -38,6 +47,8 @@ def open_client(config: ClusterConfig) -> Iterator[Client]:
         if config.kind == "address":
             if not config.address:
                 raise InputError("kind = address needs an address", expected="address = tcp://host:8786")
+            # It logs tracebacks of what the run reports in a sentence.
+            logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
             try:
                 client = Client(config.address, timeout="30s")
             except (OSError, TimeoutError) as error:
@@ -55,7 +66,38 @@ def open_client(config: ClusterConfig) -> Iterator[Client]:
                 client.wait_for_workers(1, timeout=600)
             except TimeoutError:
                 raise RunError("no Dask worker came within ten minutes", where=config.kind) from None
-            yield client
+            client.register_plugin(_DieWithParent())
+            try:
+                yield client
+            except BaseException:
+                if config.kind == "local":
+                    _stop_now(cluster)
+                raise
+
+
+def ask(client: Client, function: Callable[..., T], *arguments: Any) -> T:
+    """Have one worker compute something before the blocks begin.
+
+    Raises
+    ------
+    UnetFlowsError
+        What the function raised, or that the workers cannot run it.
+    """
+    try:
+        result: T = client.submit(function, *arguments, pure=False).result()
+    except (KilledWorker, CancelledError) as error:
+        raise RunError(
+            "the workers died before the first block",
+            found=f"{type(error).__name__}: {function.__name__}",
+            fix="look at their logs: often they have too little memory",
+        ) from None
+    except ImportError as error:
+        raise RunError(
+            "the workers cannot run unet-flows",
+            found=error,
+            fix="install the same version of unet-flows where they run",
+        ) from None
+    return result
 
 
 def _cluster(config: ClusterConfig) -> Any:
@@ -94,6 +136,27 @@ def _cluster(config: ClusterConfig) -> Any:
             fix="check `arguments` in the cluster file",
         ) from error
     return cluster
+
+
+class _DieWithParent(WorkerPlugin):  # type: ignore[misc]
+    """A local worker inside C code does not notice by itself that the flow's process was killed."""
+
+    name = "die-with-parent"
+
+    def setup(self, worker: Any) -> None:
+        if isinstance(worker.nanny, str) and worker.nanny.startswith("tcp://127.0.0.1"):
+            end_with_parent(signal.SIGKILL)
+
+
+def _stop_now(cluster: LocalCluster) -> None:
+    """End the workers without waiting for the blocks they are in: the ledger knows what is done."""
+
+    async def kill() -> None:
+        nannies = cluster.workers.values()
+        await asyncio.gather(*(n.kill(timeout=0.5, reason="stop") for n in nannies), return_exceptions=True)
+
+    with suppress(Exception):  # closing the cluster, which follows, does the same at more leisure
+        cluster.sync(kill)
 
 
 def thread_environment(threads: int) -> dict[str, str]:

@@ -61,6 +61,14 @@ class SegmentConfig(Config):
         None, ge=1, description="Worker processes on this machine; the default is one with all cores"
     )
     cluster: str | None = Field(None, description="TOML file that says where Dask workers come from")
+    restart: bool = Field(
+        False, description="Take away what an earlier run wrote there, and begin anew (asks first)"
+    )
+    retry_failed: bool = Field(False, description="Do those blocks alone that are in quarantine")
+    partial: bool = Field(False, description="Take an input volume that is not complete, too")
+    block_timeout: float | None = Field(
+        None, gt=0, description="Seconds after which a block counts as hung; the default follows its size"
+    )
 
 
 class IngestConfig(Config):
@@ -79,6 +87,10 @@ class IngestConfig(Config):
         description="Labels are down-sampled by the most frequent label, images by the mean",
         json_schema_extra={"option": "--as"},
     )
+    restart: bool = Field(
+        False, description="Take away what an earlier run wrote there, and begin anew (asks first)"
+    )
+    retry_failed: bool = Field(False, description="Do those blocks alone that are in quarantine")
 
 
 class Pair(Config):
@@ -132,6 +144,7 @@ class TrainConfig(Config):
     )
     validate_every: Positive = Field(100, description="Steps between validations")
     seed: Count = Field(0, description="Of weights, patches and augmentation")
+    partial: bool = Field(False, description="Take volumes that are not complete, too")
 
 
 class ClusterConfig(Config):

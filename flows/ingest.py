@@ -4,32 +4,27 @@ from __future__ import annotations
 
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from prefect import flow
 
 from flows import tasks
 from flows.config import IngestConfig, parse_numbers, takes, validate
-from flows.outcome import recorded
-from unet_core.geometry import Box
-from unet_core.ingestion import IngestPlan, create_output, plan_ingest
-from unet_core.ledger import RunRecord, begin, begun
-from unet_core.pyramid import PyramidPlan
+from flows.outcome import owned, require_failures
+from unet_core.ingestion import KIND, IngestPlan, create_output, plan_ingest
+from unet_core.ledger import RunRecord, begin, begun, clear, require_ours
 from unet_core.sources import Source, open_source
 from unet_core.volumes import Store
-
-KIND = "ingest"
 
 
 @dataclass(frozen=True)
 class PlannedIngest:
-    """A checked ingest. `resumed`: it was begun before."""
+    """A checked ingest. `record`: that of the run it goes on with, or a new one."""
 
     source: Source
     plan: IngestPlan
-    pyramid: PyramidPlan
-    identity: dict[str, Any]
-    resumed: bool
+    record: RunRecord
 
 
 def plan(config: IngestConfig) -> PlannedIngest:
@@ -54,19 +49,19 @@ def plan(config: IngestConfig) -> PlannedIngest:
         "unit": ingest_plan.unit,
     }
     output = Store(config.to)
-    record = begun(output, KIND, identity)
+    if config.restart:
+        require_ours(output)
+        record = None
+    else:
+        record = begun(output, KIND, identity)
     if record is not None:
         ingest_plan = IngestPlan.from_dict(dict(record.plan["ingest"]))
     else:
         output.check_writable(ingest_plan.raw_bytes)
-    pyramid = PyramidPlan(
-        levels=ingest_plan.levels,
-        shard=ingest_plan.shard,
-        method="mean" if ingest_plan.kind == "image" else "mode",
-        extent=Box.of_shape(ingest_plan.shape),
-        timepoints=ingest_plan.timepoints,
-    )
-    return PlannedIngest(source, ingest_plan, pyramid, identity, record is not None)
+    if config.retry_failed:
+        require_failures(output, ingest_plan.stages)
+    details = {"ingest": ingest_plan.to_dict(), "pyramid": ingest_plan.pyramid.to_dict()}
+    return PlannedIngest(source, ingest_plan, record or RunRecord(KIND, identity, details))
 
 
 @takes(IngestConfig)
@@ -75,18 +70,22 @@ def _ingest(**parameters: Any) -> dict[str, Any]:
     config = validate(IngestConfig, parameters)
     planned = plan(config)
     output = Store(config.to)
-    with recorded("ingest", output) as run, closing(planned.source):
-        details = {"ingest": planned.plan.to_dict(), "pyramid": planned.pyramid.to_dict()}
-        begin(output, RunRecord(KIND, planned.identity, details))
+    with closing(planned.source), owned("ingest", output) as run:
+        if config.restart:
+            clear(output)
+        begin(output, planned.record)
         create_output(planned.plan, output)
-        common = {"url": output.url, "fingerprint": tasks.fingerprint_of(output.url)}
-        run.stages.append(tasks.copy(url=output.url, plan=planned.plan, source=planned.source))
-        for level in planned.plan.levels[1:]:
-            if not run.stages[-1].complete:
+        run.record("partial")
+        stages = planned.plan.stages
+        for level, stage in enumerate(stages):
+            common = {"run": run, "stage": stage, "only_failed": config.retry_failed}
+            if level == 0:
+                complete = run.do(partial(tasks.copy, plan=planned.plan, source=planned.source, **common))
+            else:
+                complete = run.do(partial(tasks.pyramid, level=level, **common))
+            if not complete:
                 break
-            blocks = planned.pyramid.count(level.index)
-            run.stages.append(tasks.pyramid(**common, level=level.index, blocks=blocks))
-        return run.finish(total=len(planned.plan.levels))
+        return run.finish(total=len(stages))
 
 
 ingest = flow(name="ingest", flow_run_name="ingest {to}", validate_parameters=True)(_ingest)

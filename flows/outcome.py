@@ -2,20 +2,43 @@
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+import httpx
+
 from flows.blocks import StageResult
-from unet_core.errors import RunError
-from unet_core.ledger import read_status, set_status
+from unet_core.errors import InputError, RunError, StoreError
+from unet_core.ledger import (
+    Holder,
+    Lease,
+    Quarantine,
+    Stage,
+    Status,
+    hold,
+    read_status,
+    require_epoch,
+    set_status,
+)
 from unet_core.volumes import Store
 
+_SHOWN = 10  # failed blocks named in an error
 
-class FailedBlocksError(RunError):
-    """A run that did all it could, some blocks excepted; `document` describes it as a complete one's does."""
+
+class IncompleteStageError(RunError):
+    """A stage that did not get all its blocks done; `result` says which."""
+
+    def __init__(self, result: StageResult) -> None:
+        super().__init__(f"{result.stage} is not complete", found=result.stopped)
+        self.result = result
+
+
+class IncompleteRunError(RunError):
+    """A run that did all it could; `document` describes it as a complete one's does."""
 
     def __init__(self, document: dict[str, Any], problem: str, **facts: Any) -> None:
         super().__init__(problem, **facts)
@@ -24,10 +47,11 @@ class FailedBlocksError(RunError):
 
 @dataclass
 class Run:
-    """A run being done: the stages so far, and since when."""
+    """A run being done by the owner of its output: the stages so far, and since when."""
 
     command: str
     output: Store
+    lease: Lease
     began: float = field(default_factory=time.monotonic)
     stages: list[StageResult] = field(default_factory=list)
 
@@ -35,29 +59,56 @@ class Run:
     def counts(self) -> dict[str, Any]:
         return {stage.stage: stage.to_dict() for stage in self.stages}
 
+    def do(self, stage: Callable[[], StageResult]) -> bool:
+        """Do one stage; whether it is complete, so that the next can follow."""
+        try:
+            self.stages.append(stage())
+        except IncompleteStageError as error:
+            self.stages.append(error.result)
+        return self.stages[-1].complete
+
     def finish(self, *, total: int) -> dict[str, Any]:
         """The document of a complete run of `total` stages.
 
         Raises
         ------
-        RunError
-            Some blocks failed: how many, and the first one's error.
+        IncompleteRunError
+            Some blocks failed, or the run had to stop: what and why.
         """
-        failed = [(stage.stage, failure) for stage in self.stages for failure in stage.failed]
-        if failed:
-            set_status(self.output, "failed", stages=self.counts)
-            stage, first = failed[0]
-            raise FailedBlocksError(
-                self._document("failed"),
-                f"{len(failed)} of {sum(s.total for s in self.stages)} blocks failed",
+        if len(self.stages) == total and all(stage.complete for stage in self.stages):
+            self.record("complete")
+            return self._document("complete")
+        last = self.stages[-1]
+        if last.stopped is not None:
+            # "partial" is what the disk says since the run began; a store that is full can keep it.
+            with suppress(StoreError):
+                self.record("partial")
+            raise IncompleteRunError(
+                self._document("partial"),
+                f"the run stopped in {last.stage} after {last.done + last.skipped} of {last.total} blocks",
                 where=self.output.url,
-                found=f"{stage} block {first.index}: {first.error}",
+                found=last.stopped,
                 fix="mend the cause and give the same command again: it does only what is missing",
             )
-        if len(self.stages) < total or not all(stage.complete for stage in self.stages):
-            raise RunError("the run ended before all its blocks were done", where=self.output.url)
-        set_status(self.output, "complete", stages=self.counts)
-        return self._document("complete")
+        if last.failed:
+            self.record("failed")
+            raise IncompleteRunError(
+                self._document("failed"),
+                f"{len(last.failed)} of {last.total} blocks of {last.stage} failed",
+                where=self.output.url,
+                found="\n".join(f"block {f.index}: {f.error}" for f in last.failed[:_SHOWN])
+                + (f"\nand {len(last.failed) - _SHOWN} more" if len(last.failed) > _SHOWN else ""),
+                fix="mend the cause, then the same command again, or with --retry-failed for just those; "
+                "unet-flows status OUTPUT lists them with their tracebacks",
+            )
+        self.record("partial")
+        raise IncompleteRunError(
+            self._document("partial"), "the run ended before all its blocks were done", where=self.output.url
+        )
+
+    def record(self, status: Status) -> None:
+        require_epoch(self.output, self.lease.epoch)
+        set_status(self.output, status, stages=self.counts)
 
     def _document(self, status: str) -> dict[str, Any]:
         return {
@@ -70,13 +121,71 @@ class Run:
 
 
 @contextmanager
-def recorded(command: str, output: Store) -> Iterator[Run]:
-    """A run whose interruption is recorded as "partial", if it had begun to write."""
-    run = Run(command, output)
+def owned(command: str, output: Store) -> Iterator[Run]:
+    """A run that owns its output. Its interruption needs no word: "partial" is on disk from the start.
+
+    Raises
+    ------
+    InputError
+        Another run is at work on this output.
+    """
+    with hold(output, on_wait=_tell) as lease:
+        yield Run(command, output, lease)
+
+
+def told(flow: Callable[..., dict[str, Any]], command: str, parameters: dict[str, Any]) -> dict[str, Any]:
+    """Call a flow that writes to `to`; where Prefect's server died meanwhile, the disk says how it ended.
+
+    Raises
+    ------
+    RunError
+        The server is gone, and the run is not complete.
+    """
+    began = time.monotonic()
     try:
-        yield run
-    except BaseException:
-        status = read_status(output)
-        if status is not None and status["status"] == "running":
-            set_status(output, "partial", stages=run.counts)
-        raise
+        return flow(**parameters)
+    except httpx.HTTPError as error:
+        # Prefect raises this in place of the flow's own result or error.
+        output = Store(parameters["to"])
+        there = read_status(output) or {"status": "not begun"}
+        print("warning: Prefect's server went away; its record of this run is out of date", file=sys.stderr)
+        if there["status"] != "complete":
+            raise RunError(
+                "the run is not complete",
+                where=output.url,
+                found=f"status {there['status']}; Prefect's server does not answer ({type(error).__name__})",
+                fix="unet-flows status OUTPUT says why; the same command does only what is missing",
+            ) from None
+        return {
+            "command": command,
+            "status": "complete",
+            "output": output.url,
+            "stages": there["stages"],
+            "seconds": round(time.monotonic() - began, 3),
+        }
+
+
+def require_failures(output: Store, stages: Sequence[Stage]) -> None:
+    """Refuse to retry the failed blocks of an output that has none.
+
+    Raises
+    ------
+    InputError
+        No block is in quarantine.
+    """
+    if not any(Quarantine(output, stage.name).indices() for stage in stages):
+        raise InputError(
+            "no block of this output is in quarantine",
+            where=output.url,
+            expected="failed blocks, for --retry-failed",
+            found="none",
+            fix="give the command without --retry-failed: it does whatever is missing",
+        )
+
+
+def _tell(holder: Holder, seconds: float) -> None:
+    print(
+        f"another run held this output ({holder}); watching for up to {seconds:.0f} s whether it is alive",
+        file=sys.stderr,
+        flush=True,
+    )

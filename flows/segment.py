@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from functools import partial
+from math import prod
 from typing import Any
 
 from prefect import flow
 
-from flows import tasks
-from flows.cluster import open_client
+from flows import tasks, worker
+from flows.cluster import ask, open_client
 from flows.config import SegmentConfig, parse_box, parse_integers, parse_shape, read_cluster, takes, validate
-from flows.outcome import recorded
+from flows.outcome import owned, require_failures
+from unet_core.ledger import clear
 from unet_core.segmentation import Planned, SegmentRequest, plan_segmentation
 from unet_core.volumes import Store
 
+# A block that takes longer than at a thousandth of a fast GPU's, or a hundredth of a CPU's, speed is hung.
+_SLOWEST_MACS, _SLOWEST_VOXELS, _PATIENCE = 1e9, 1e5, 600.0
 
-def plan(config: SegmentConfig) -> Planned:
+
+def plan(config: SegmentConfig, *, device: str | None = None) -> Planned:
     """Everything checked and resolved, nothing written; InputError for whatever can be known to fail."""
     request = SegmentRequest(
         volume=config.volume,
@@ -29,31 +35,47 @@ def plan(config: SegmentConfig) -> Planned:
         block=parse_shape("--block", config.block),
         dtype=config.dtype,
         normalisation=config.normalisation,
+        restart=config.restart,
+        partial=config.partial,
     )
     cluster = read_cluster(config.cluster, workers=config.workers)
-    return plan_segmentation(request, workers=cluster.workers if cluster.kind == "local" else None)
+    planned = plan_segmentation(
+        request, workers=cluster.workers if cluster.kind == "local" else None, device=device
+    )
+    if config.retry_failed:
+        require_failures(Store(config.to), planned.plan.stages)
+    return planned
 
 
 @takes(SegmentConfig)
 def _segment(**parameters: Any) -> dict[str, Any]:
     """Segment a volume with a trained U-Net: exact overlapping tiles, one label volume, resumable."""
     config = validate(SegmentConfig, parameters)
+    cluster = read_cluster(config.cluster, workers=config.workers)
     planned = plan(config)
     output = Store(config.to)
-    with recorded("segment", output) as run:
-        # The cluster first: where it cannot be had, nothing is written.
-        with open_client(read_cluster(config.cluster, workers=config.workers)):
-            resolved = tasks.prepare(planned)
-            common = {"url": output.url, "fingerprint": tasks.fingerprint_of(output.url)}
-            for stage, blocks in resolved.stages.items():
-                if stage == "predict":
-                    run.stages.append(tasks.predict(**common, model=planned.model.url, blocks=blocks))
-                else:
-                    level = int(stage.removeprefix("pyramid-"))
-                    run.stages.append(tasks.pyramid(**common, level=level, blocks=blocks))
-                if not run.stages[-1].complete:
-                    break
-        return run.finish(total=len(resolved.stages))
+    # The cluster first: where it cannot be had, nothing is written.
+    with open_client(cluster) as client, owned("segment", output) as run:
+        if cluster.kind != "local":
+            planned = plan(config, device=ask(client, worker.device))
+        if config.restart:
+            clear(output)
+        resolved = tasks.prepare(planned)
+        run.record("partial")
+        stages = resolved.stages
+        per_block = planned.macs / stages[0].count
+        for position, stage in enumerate(stages):
+            common = {"run": run, "stage": stage, "only_failed": config.retry_failed}
+            if position == 0:
+                timeout = config.block_timeout or _PATIENCE + per_block / _SLOWEST_MACS
+                complete = run.do(partial(tasks.predict, model=planned.model.url, timeout=timeout, **common))
+            else:
+                voxels = prod(resolved.pyramid.shard)
+                timeout = config.block_timeout or _PATIENCE + voxels / _SLOWEST_VOXELS
+                complete = run.do(partial(tasks.pyramid, level=position, timeout=timeout, **common))
+            if not complete:
+                break
+        return run.finish(total=len(stages))
 
 
 segment = flow(name="segment", flow_run_name="segment {volume}", validate_parameters=True)(_segment)

@@ -23,7 +23,9 @@ def supervised(work: Callable[[], int]) -> int:
     child = os.fork()
     if child == 0:
         os.setsid()
-        _end_with_parent()
+        end_with_parent()
+        # Python's own way would be to die at once, leaving Prefect's server and Dask's workers behind.
+        signal.signal(signal.SIGTERM, _interrupt)
         return work()
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(name, lambda number, _: _send(child, number))
@@ -34,12 +36,16 @@ def supervised(work: Callable[[], int]) -> int:
     return code if code >= 0 else 128 - code
 
 
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
 def _send(child: int, number: int) -> None:
     with suppress(ProcessLookupError):
         os.kill(child, signal.SIGTERM if number == signal.SIGHUP else number)
 
 
-def _end_with_parent() -> None:
-    """Be told to end when the parent is killed; only Linux can, elsewhere the run would go on alone."""
+def end_with_parent(number: int = signal.SIGTERM) -> None:
+    """Get a signal when the parent is killed; only Linux can, elsewhere this process would go on alone."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGTERM)
+        ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, number)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from distributed import Client
@@ -10,50 +9,63 @@ from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
 from flows import worker
+from flows.attempt import Work
 from flows.blocks import StageResult, run_stage
+from flows.cluster import ask
+from flows.outcome import IncompleteStageError, Run
 from flows.progress import stage_progress
 from unet_core import training
 from unet_core.ingestion import IngestPlan, write_slab
-from unet_core.ledger import Ledger, RunRecord, read_record
+from unet_core.ledger import Done, Ledger, Stage, read_record
 from unet_core.segmentation import Planned, SegmentPlan, start
 from unet_core.sources import Source
-from unet_core.volumes import Store, open_for_writing
+from unet_core.volumes import open_for_writing
 
 
 # Prefect's result cache compares arguments, not data: it has returned stale hits. The ledger decides.
 @task(name="prepare", cache_policy=NO_CACHE)
 def prepare(planned: Planned) -> SegmentPlan:
-    """Measure the intensity scale, create the output's arrays and the run record."""
-    return start(planned)
+    """Measure the intensity scale and probe a worker; write the run record and the output's arrays."""
+    plan = planned.plan
+    if not planned.resumed:
+        # On a worker: what is chosen there must suit its device, and its bits are the run's bits.
+        resolved = ask(Client.current(), worker.resolve, plan.to_dict(), planned.request.normalisation)
+        plan = SegmentPlan.from_dict(resolved)
+    start(planned, plan)
+    return plan
 
 
-@task(name="predict", task_run_name="predict {url}", cache_policy=NO_CACHE)
-def predict(*, url: str, fingerprint: str, model: str, blocks: int) -> StageResult:
+@task(name="predict", task_run_name="predict {run.output}", cache_policy=NO_CACHE)
+def predict(
+    *, run: Run, stage: Stage, model: str, timeout: float | None, only_failed: bool = False
+) -> StageResult:
     """The network over every block, on Dask workers."""
-    return _stage(
-        worker.predict, (url, fingerprint, model), Ledger(Store(url), "predict", blocks), Client.current()
-    )
+    work = Work(function=worker.predict, arguments=(*_run_arguments(run), model), timeout=timeout)
+    return _stage(run, stage, work, Client.current(), only_failed)
 
 
-@task(name="copy", task_run_name="copy to {url}", cache_policy=NO_CACHE)
-def copy(*, url: str, plan: IngestPlan, source: Source) -> StageResult:
+@task(name="copy", task_run_name="copy to {run.output}", cache_policy=NO_CACHE)
+def copy(
+    *, run: Run, stage: Stage, plan: IngestPlan, source: Source, only_failed: bool = False
+) -> StageResult:
     """The source's slabs into level 0, in this process: compressed files are read forward only."""
-    store = Store(url)
-    array, ledger = open_for_writing(store, "0"), Ledger(store, "copy", len(plan))
+    array = open_for_writing(run.output, "0")
+    ledger = Ledger(run.output, stage.name, stage.count, run.lease.epoch)
 
-    def slab(index: int) -> int:
-        write_slab(plan, source, array, index)
-        ledger.commit(index, "0")
-        return plan.slab_at(index)[1].size
+    def slab(index: int) -> Done:
+        ledger.commit(index, write_slab(plan, source, array, index))
+        return Done(plan.slab_at(index)[1].size)
 
-    return _stage(slab, (), ledger, None)
+    return _stage(run, stage, Work(function=slab, importable=False), None, only_failed)
 
 
-@task(name="pyramid", task_run_name="pyramid level {level} of {url}", cache_policy=NO_CACHE)
-def pyramid(*, url: str, fingerprint: str, level: int, blocks: int) -> StageResult:
+@task(name="pyramid", task_run_name="{stage.name} of {run.output}", cache_policy=NO_CACHE)
+def pyramid(
+    *, run: Run, stage: Stage, level: int, timeout: float | None = None, only_failed: bool = False
+) -> StageResult:
     """One coarser level from the finished level below it; on workers where there are some."""
-    ledger = Ledger(Store(url), f"pyramid-{level}", blocks)
-    return _stage(worker.pyramid, (url, fingerprint, level), ledger, _client())
+    work = Work(function=worker.pyramid, arguments=(*_run_arguments(run), level), timeout=timeout)
+    return _stage(run, stage, work, _client(), only_failed)
 
 
 @task(name="train", cache_policy=NO_CACHE)
@@ -72,41 +84,45 @@ def train(plan: training.Plan) -> training.Trained:
     return trained
 
 
-def fingerprint_of(url: str) -> str:
-    """Fingerprint of the run that was just begun, or gone on with, at `url`."""
-    record = read_record(Store(url))
-    if not isinstance(record, RunRecord):
-        raise RuntimeError(f"no run record at {url}")
-    return record.fingerprint
+def _run_arguments(run: Run) -> tuple[Any, ...]:
+    """What every worker function needs first: where the run is, which run, and which owner's."""
+    record = read_record(run.output)
+    if record is None:
+        raise RuntimeError(f"no run record at {run.output}")
+    return run.output.url, record.fingerprint, run.lease.epoch
 
 
-def _stage(
-    function: Callable[..., int], arguments: tuple[Any, ...], ledger: Ledger, client: Client | None
-) -> StageResult:
-    with stage_progress(ledger.stage, ledger.count, prefect=True) as progress:
+def _stage(run: Run, stage: Stage, work: Work, client: Client | None, only_failed: bool) -> StageResult:
+    with stage_progress(stage.name, stage.count, prefect=True) as progress:
         result = run_stage(
-            function,
-            arguments,
-            ledger,
+            work,
+            Ledger(run.output, stage.name, stage.count, run.lease.epoch),
+            lease=run.lease,
             client=client,
+            only_failed=only_failed,
             on_progress=lambda r: progress.update(r.done + r.skipped, _note(r)),
         )
         progress.close(result.done + result.skipped, _note(result))
-    get_run_logger().info(
+    logger = get_run_logger()
+    logger.info(
         "%s: %d done, %d skipped, %d failed of %d blocks in %.1f s",
-        ledger.stage,
+        result.stage,
         result.done,
         result.skipped,
         len(result.failed),
         result.total,
         result.seconds,
     )
+    if result.absent:
+        logger.warning("%s: %d input chunks are absent: read as fill value", result.stage, result.absent)
+    if not result.complete:
+        raise IncompleteStageError(result)
     return result
 
 
 def _note(result: StageResult) -> str:
     speed = f"{result.voxels / result.seconds / 1e6:.2f} Mvoxel/s" if result.seconds > 0 else ""
-    return f"{speed}, {len(result.failed)} FAILED" if result.failed else speed
+    return f"{speed}, {result.quarantined} FAILED" if result.quarantined else speed
 
 
 def _client() -> Client | None:

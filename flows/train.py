@@ -40,7 +40,7 @@ def prepare(config: TrainConfig) -> training.Plan:
         raise InputError("the output exists", where=output.url, fix="choose another --to")
     pairs, held_out = _pairs(config)
     channels = parse_integers("--channels", config.channels) if config.channels is not None else None
-    sources = [_open(pair, channels) for pair in pairs]
+    sources = [_open(pair, channels, partial=config.partial) for pair in pairs]
     spec = UNetSpec.build(
         ndim=config.ndim,
         depth=config.depth,
@@ -54,7 +54,7 @@ def prepare(config: TrainConfig) -> training.Plan:
     )
     plan = training.prepare(
         sources,
-        [_open(pair, channels) for pair in held_out],
+        [_open(pair, channels, partial=config.partial) for pair in held_out],
         spec,
         training.TrainSettings(
             target=config.target,
@@ -114,9 +114,10 @@ def _pairs(config: TrainConfig) -> tuple[list[Pair], list[Pair]]:
     return [Pair(image=config.image, labels=config.labels, region=config.region)], held_out
 
 
-def _open(pair: Pair, channels: tuple[int, ...] | None) -> LabelledRegion:
-    for url in (pair.image, pair.labels):
-        require_complete(Store(url))
+def _open(pair: Pair, channels: tuple[int, ...] | None, *, partial: bool) -> LabelledRegion:
+    if not partial:
+        for url in (pair.image, pair.labels):
+            require_complete(Store(url))
     image = Volume.open(pair.image, channels=channels)
     return LabelledRegion(
         image=image, labels=Volume.open(pair.labels), region=parse_box(pair.region) or image.box

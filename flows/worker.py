@@ -1,47 +1,93 @@
-"""What runs on a worker: one block of one stage. Arguments are a URL and integers; results are integers.
+"""What runs on a worker: one block of one stage. Arguments are a URL and integers; results are counts.
 
 The same functions run in the flow process, on a local Dask worker and on a cluster's.
 """
 
 from __future__ import annotations
 
+import gc
 from functools import lru_cache
-from threading import Lock
 from typing import Any
 
-from unet_core.errors import RunError
-from unet_core.ledger import read_record
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from unet_core import inference, segmentation, verification
+from unet_core.errors import LostLeaseError
+from unet_core.ledger import Done, RunRecord, read_record
 from unet_core.pyramid import PyramidPlan
 from unet_core.segmentation import BlockWorker, SegmentPlan, pyramid_block
+from unet_core.verification import RunOnDisk
 from unet_core.volumes import Store
 
-# A Dask worker of several threads must not hold several networks and tiles: the plan counts one.
-_ONE_AT_A_TIME = Lock()
+
+def predict(url: str, fingerprint: str, epoch: int, model: str, index: int) -> Done:
+    """One block of the `predict` stage of the run at `url`."""
+    return _block_worker(url, fingerprint, epoch, model).predict(index)
 
 
-def predict(url: str, fingerprint: str, model: str, index: int) -> int:
-    """One block of the `predict` stage of the run at `url`; returns its voxels."""
-    with _ONE_AT_A_TIME:
-        return _block_worker(url, fingerprint, model).predict(index)
+def pyramid(url: str, fingerprint: str, epoch: int, level: int, index: int) -> Done:
+    """One block of a pyramid level of the output at `url`."""
+    return pyramid_block(url, _pyramid_plan(url, fingerprint), level, index, epoch=epoch)
 
 
-def pyramid(url: str, fingerprint: str, level: int, index: int) -> int:
-    """One block of a pyramid level of the output at `url`; returns its voxels."""
-    return pyramid_block(url, _pyramid_plan(url, fingerprint), level, index)
+def verify(url: str, fingerprint: str, stage: str, index: int) -> Done:
+    """Read one finished block of the output at `url`; DataError if it is not what was committed."""
+    run = _run(url, fingerprint)
+    digests = _digests(url, fingerprint, stage)
+    return verification.verify_block(run.store, run.stage(stage), index, f"{digests[index]:016x}")
+
+
+def resolve(plan: dict[str, Any], normalisation: str) -> dict[str, Any]:
+    """`segmentation.resolve`, where the blocks will be computed."""
+    return segmentation.resolve(SegmentPlan.from_dict(plan), normalisation).to_dict()
+
+
+def device() -> str:
+    """The kind of device that this worker computes on."""
+    return inference.device_kind()
+
+
+def tile_that_fits(url: str, fingerprint: str) -> str | None:
+    """A tile, as --tile takes it, that this worker has memory for; None if there is none."""
+    plan = SegmentPlan.from_dict(dict(_record(url, fingerprint).plan))
+    tile = segmentation.tile_that_fits(plan, inference.free_memory(plan.device))
+    return None if tile is None else ",".join(map(str, tile))
+
+
+def forget() -> None:
+    """Give back the memory that is kept between blocks."""
+    _block_worker.cache_clear()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 @lru_cache(maxsize=1)  # one network at a time in a worker's memory, loaded once
-def _block_worker(url: str, fingerprint: str, model: str) -> BlockWorker:
-    return BlockWorker(url, SegmentPlan.from_dict(_plan(url, fingerprint)), model_url=model)
+def _block_worker(url: str, fingerprint: str, epoch: int, model: str) -> BlockWorker:
+    plan = SegmentPlan.from_dict(dict(_record(url, fingerprint).plan))
+    return BlockWorker(url, plan, epoch=epoch, model_url=model)
 
 
 @lru_cache(maxsize=1)
 def _pyramid_plan(url: str, fingerprint: str) -> PyramidPlan:
-    return PyramidPlan.from_dict(_plan(url, fingerprint)["pyramid"])
+    return PyramidPlan.from_dict(_record(url, fingerprint).plan["pyramid"])
 
 
-def _plan(url: str, fingerprint: str) -> dict[str, Any]:
+@lru_cache(maxsize=1)
+def _run(url: str, fingerprint: str) -> RunOnDisk:
+    return RunOnDisk(Store(url), _record(url, fingerprint))
+
+
+@lru_cache(maxsize=1)
+def _digests(url: str, fingerprint: str, stage: str) -> NDArray[np.uint64]:
+    run = _run(url, fingerprint)
+    return run.ledger(stage).read().digest
+
+
+def _record(url: str, fingerprint: str) -> RunRecord:
     record = read_record(Store(url))
     if record is None or record.fingerprint != fingerprint:
-        raise RunError("the output was replaced while this run was going on", where=url)
-    return dict(record.plan)
+        raise LostLeaseError("the output was replaced while this run was going on", where=url)
+    return record

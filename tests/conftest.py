@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, settings
 
 # Before torch is loaded, here and in every subprocess: machines differ in cores, tests should not. Threads
 # that wait must not spin: on two cores with other work, spinning made these tests three times slower.
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+# Where tests run in parallel, each has one.
+os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # CI draws the same examples each time, so that a red run can be repeated; elsewhere they vary.
@@ -28,12 +29,42 @@ settings.load_profile("unet-flows")
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
+_SLOWEST = ("test_faults.py", "test_segment_flow.py", "test_exactness.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The slowest files first: run side by side, nobody waits for one that began last."""
+    items.sort(key=lambda item: _SLOWEST.index(item.path.name) if item.path.name in _SLOWEST else 99)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real microscopy beside the checkout; not all of it may be shipped."""
     if not SHARED_DATA.is_dir():
         pytest.skip(f"needs the real data sets in {SHARED_DATA}")
     return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[str]:
+    """An S3 server on loopback."""
+    from s3_server import moto_server
+
+    with moto_server() as endpoint:
+        yield endpoint
+
+
+@pytest.fixture(scope="module")
+def bucket(s3_endpoint: str, request: pytest.FixtureRequest) -> Iterator[str]:
+    """The URL of an empty bucket of this module's own; AWS_* point to its server."""
+    from s3_server import environment, make_bucket
+
+    name = request.module.__name__.replace("_", "-")
+    make_bucket(s3_endpoint, name)
+    with pytest.MonkeyPatch.context() as patch:
+        for variable, value in environment(s3_endpoint).items():
+            patch.setenv(variable, value)
+        yield f"s3://{name}"
 
 
 @pytest.fixture
@@ -61,24 +92,13 @@ def make_volume(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture
 def make_model(tmp_path: Path) -> Callable[..., Path]:
     """Save a random network as a model folder; returns it."""
-    from strategies import random_network
+    from pipeline import save_random_model
 
     from unet_core.architecture import UNetSpec
-    from unet_core.checkpoint import ModelCard, save_model
-    from unet_core.normalisation import NormalisationRule, Scale
-    from unet_core.volumes import Store
 
     def make(spec: UNetSpec | None = None, *, name: str = "model", seed: int = 0, **card) -> Path:
-        spec = spec or UNetSpec.build(ndim=3, depth=1, base=2)
-        described = {
-            "class_names": tuple(f"class {i}" for i in range(spec.classes)),
-            "target": "semantic",
-            "normalisation": NormalisationRule(),
-            "scale": Scale((0.0,) * spec.in_channels, (255.0,) * spec.in_channels),
-            **card,
-        }
         folder = tmp_path / name
-        save_model(Store(folder), ModelCard(spec=spec, **described), random_network(spec, seed))
+        save_random_model(folder, spec or UNetSpec.build(ndim=3, depth=1, base=2), seed=seed, **card)
         return folder
 
     return make

@@ -7,4 +7,4 @@ source deploy/setup.sh test
 ruff check .
 mypy
 lint-imports
-exec pytest "$@"
+exec pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"

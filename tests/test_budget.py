@@ -18,7 +18,7 @@ from unet_core.architecture import UNetSpec
 from unet_core.errors import InputError
 from unet_core.geometry import Box, Grid
 from unet_core.model import UNet, for_inference
-from unet_core.segmentation import SegmentRequest, plan_segmentation, start
+from unet_core.segmentation import SegmentRequest, plan_segmentation, resolve, start
 from unet_core.tiling import Footprint, Tiling, chunk_and_shard
 
 WITHIN = 0.25  # of the measured peak, either way
@@ -30,7 +30,9 @@ import json, os, resource, sys
 import distributed, psutil, torch, zarr
 from unet_core.architecture import UNetSpec
 from unet_core.model import UNet, channels_last, for_inference
+from unet_core.ledger import hold
 from unet_core.segmentation import BlockWorker, SegmentPlan
+from unet_core.volumes import Store
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -50,9 +52,10 @@ def forward(spec, shape):
 
 def worker(url, plan):
     plan = SegmentPlan.from_dict(plan)
-    worker = BlockWorker(url, plan)
-    for index in range(plan.stages["predict"]):
-        worker.predict(index)
+    with hold(Store(url)) as lease:
+        worker = BlockWorker(url, plan, epoch=lease.epoch)
+        for index in range(plan.stages[0].count):
+            worker.predict(index)
     return peak()
 
 for kind, *arguments in json.loads(sys.argv[1]):
@@ -109,7 +112,9 @@ def test_predicted_memory_is_what_processes_take(make_model, make_volume, tmp_pa
         )
         planned = plan_segmentation(request)
         predicted.append(planned.memory.total)
-        cases.append(("worker", request.to, start(planned).to_dict()))
+        plan = resolve(planned.plan, request.normalisation)
+        start(planned, plan)
+        cases.append(("worker", request.to, plan.to_dict()))
     measured = measure(*cases)
     assert len(measured) == len(predicted)
     # Large enough for activations to dominate, small enough for the machine.

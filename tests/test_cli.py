@@ -15,15 +15,13 @@ import h5py
 import numpy as np
 import pytest
 import tifffile
-import torch
 import zarr
+from pipeline import complete, save_random_model
 
 from flows import cli
 from unet_core.architecture import UNetSpec
-from unet_core.checkpoint import ModelCard, load_model, save_model
-from unet_core.ledger import RunRecord, begin
-from unet_core.model import UNet
-from unet_core.normalisation import NormalisationRule, Scale
+from unet_core.checkpoint import load_model, save_model
+from unet_core.ledger import Failure, Quarantine, RunRecord, begin, set_status
 from unet_core.volumes import Store
 
 SHAPE = (20, 40, 36)
@@ -53,21 +51,8 @@ def work(tmp_path: Path) -> Path:
     zarr.create_array(
         tmp_path / "truth.zarr", data=rng.integers(0, 3, SHAPE, dtype="u2"), chunks=(20, 20, 20)
     )
-    make_model(tmp_path / "model", UNetSpec.build(ndim=3, depth=1, base=4))
+    save_random_model(tmp_path / "model", UNetSpec.build(ndim=3, depth=1, base=4), seed=4)
     return tmp_path
-
-
-def make_model(path: Path, spec: UNetSpec) -> None:
-    torch.manual_seed(0)
-    channels = spec.in_channels
-    card = ModelCard(
-        spec=spec,
-        class_names=("background", "foreground"),
-        target="foreground",
-        normalisation=NormalisationRule(),
-        scale=Scale((0.0,) * channels, (255.0,) * channels),
-    )
-    save_model(Store(path), card, UNet(spec))
 
 
 def edit_json(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
@@ -155,7 +140,7 @@ class TestSegmentRefuses:
         refused(self.segment(run), "another architecture", "tensor")
 
     def test_a_model_for_other_channels(self, run: Run) -> None:
-        make_model(self.work / "rgb", UNetSpec.build(ndim=3, depth=1, base=4, in_channels=3))
+        save_random_model(self.work / "rgb", UNetSpec.build(ndim=3, depth=1, base=4, in_channels=3))
         refused(self.segment(run, model="rgb"), "another number of channels", "3 channels")
 
     def test_a_norm_layer_that_looks_at_the_tile(self, run: Run) -> None:
@@ -304,6 +289,93 @@ def test_evaluate_prints_one_json_document(run: Run, work: Path) -> None:
     scores = json.loads(out)
     assert scores["pixel_error"] == 0
     assert scores["mean_iou"] == 1
+
+
+@pytest.fixture
+def labels(work: Path) -> Path:
+    """A complete output."""
+    complete(work, str(work / "labels.zarr"), tile=(8, 16, 16))
+    return work / "labels.zarr"
+
+
+def test_status_verify_and_clean_print_one_json_document(run: Run, labels: Path) -> None:
+    code, out, _ = run("status", labels, "--json")
+    document = json.loads(out)
+    assert (code, document["status"], document["held_by"], document["failed"]) == (0, "complete", None, [])
+    assert document["stages"]["predict"]["done"] == document["stages"]["predict"]["total"]
+    code, out, _ = run("verify", labels, "--json")
+    assert (code, json.loads(out)["sound"]) == (0, True)
+    (labels / "0" / "c" / "0" / "0" / "1#1").write_bytes(b"half")
+    code, out, _ = run("clean", labels, "--json")
+    assert (code, json.loads(out)["leftovers_removed"]) == (0, 1)
+
+
+def test_status_verify_and_clean_print_tables(run: Run, labels: Path) -> None:
+    quarantine = Quarantine(Store(labels), "predict")
+    error, trace = "the chunk [3, 4] is corrupt", "Traceback: [red]"
+    quarantine.add(
+        Failure(stage="predict", index=1, error=error, traceback=trace, worker="host, process 7", attempts=3)
+    )
+    set_status(Store(labels), "failed")
+    code, out, _ = run("status", labels)
+    assert code == 0
+    for words in ("segment: failed", "predict block 1, 3 attempts", error, trace, "host, process 7"):
+        assert words in out
+    victim = next(path for path in (labels / "0" / "c").rglob("*") if path.is_file())
+    victim.write_bytes(bytes(100))
+    code, out, _ = run("verify", labels)
+    assert code == 1
+    for words in ("NOT SOUND", str(victim.relative_to(labels)), "--repair opens"):
+        assert words in out
+    code, out, _ = run("verify", labels, "--repair")
+    assert code == 1
+    assert "does the reopened blocks again" in out
+    code, out, _ = run("status", labels)
+    assert "segment: partial" in out
+    code, out, _ = run("clean", labels)
+    assert code == 0
+    assert "failures since mended" in out
+
+
+@pytest.mark.parametrize("command", ["status", "verify", "clean"])
+def test_what_is_no_output_is_refused(command: str, run: Run, work: Path) -> None:
+    refused(run(command, work / "volume.zarr"), "no run of unet-flows is here", str(work / "volume.zarr"))
+    refused(run(command, work / "absent"), "no run of unet-flows is here", "nothing")
+
+
+def test_restart_asks_before_it_takes_anything_away(
+    run: Run, labels: Path, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = sorted(path for path in labels.rglob("*") if path.is_file())
+    command = ("segment", work / "volume.zarr", "--model", work / "model", "--to", labels, "--restart")
+    refused(run(*command), "nobody is here to be asked", "--yes")
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr("typer.confirm", lambda *_, **__: False)
+    refused(run(*command), "nothing was taken away")
+    assert sorted(path for path in labels.rglob("*") if path.is_file()) == before
+
+
+def test_restart_leaves_what_is_not_ours(run: Run, work: Path) -> None:
+    (work / "theirs").mkdir()
+    (work / "theirs" / "notes.txt").write_text("mine")
+    command = ("segment", work / "volume.zarr", "--model", work / "model", "--to", work / "theirs")
+    refused(run(*command, "--restart", "--yes"), "not made by unet-flows")
+    assert (work / "theirs" / "notes.txt").read_text() == "mine"
+
+
+def test_an_input_that_is_not_complete_is_taken_when_told(run: Run, labels: Path, work: Path) -> None:
+    set_status(Store(labels), "partial")
+    command = ("segment", labels, "--model", work / "model", "--to", work / "next.zarr", "--plan", "--json")
+    code, out, _ = run(*command)
+    assert code == 2
+    assert "not complete" in out
+    code, out, _ = run(*command, "--partial")
+    assert code == 0, out
+
+
+def test_retry_failed_without_failures_is_refused(run: Run, labels: Path, work: Path) -> None:
+    command = ("segment", work / "volume.zarr", "--model", work / "model", "--to", labels, "--retry-failed")
+    refused(run(*command), "no block of this output is in quarantine")
 
 
 def test_help_is_fast_because_nothing_heavy_is_imported() -> None:

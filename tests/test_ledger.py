@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,19 +16,25 @@ import pytest
 import zarr
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from strategies import SEEDS, random_voxels
 
-from unet_core.errors import InputError
+from unet_core.errors import InputError, LostLeaseError
 from unet_core.ledger import (
     FOLDER,
+    Failure,
     Ledger,
+    Quarantine,
     RunRecord,
     begin,
     begun,
+    clear,
     digest_of,
+    hold,
     read_record,
     read_status,
     require_complete,
+    require_ours,
     set_status,
 )
 from unet_core.volumes import Store
@@ -42,20 +50,22 @@ IDENTITY = {
 
 
 @pytest.fixture
-def store(tmp_path) -> Store:
+def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "out.zarr")
 
 
 @pytest.fixture
-def running(store) -> Store:
-    begin(store, RunRecord("segment", IDENTITY, {"blocks": 7}))
-    return store
+def running(store: Store) -> Iterator[Store]:
+    """A run that has begun and is owned with epoch 1."""
+    with hold(store):
+        begin(store, RunRecord("segment", IDENTITY, {"blocks": 7}))
+        yield store
 
 
 # --- one run, and which ------------------------------------------------------------------------------------
 
 
-def test_a_new_output_has_no_run(store, tmp_path):
+def test_a_new_output_has_no_run(store: Store, tmp_path: Path) -> None:
     assert begun(store, "segment", IDENTITY) is None
     assert read_record(store) is None
     assert read_status(store) is None
@@ -65,7 +75,13 @@ def test_a_new_output_has_no_run(store, tmp_path):
     assert begun(store, "segment", IDENTITY) is None, "an empty folder is a new output"
 
 
-def test_the_same_request_finds_its_run(running):
+def test_an_output_that_was_only_owned_is_a_new_one(store: Store) -> None:
+    with hold(store):
+        pass
+    assert begun(store, "segment", IDENTITY) is None
+
+
+def test_the_same_request_finds_its_run(running: Store) -> None:
     record = begun(running, "segment", IDENTITY)
     assert record is not None
     assert (record.kind, record.identity, record.plan) == ("segment", IDENTITY, {"blocks": 7})
@@ -73,7 +89,9 @@ def test_the_same_request_finds_its_run(running):
 
 @pytest.mark.parametrize("name", ["tile", "dtype"])
 @pytest.mark.parametrize("left_open", [None, "auto"])
-def test_what_a_request_leaves_open_agrees_with_what_was_resolved(name, left_open, running):
+def test_what_a_request_leaves_open_agrees_with_what_was_resolved(
+    name: str, left_open: str | None, running: Store
+) -> None:
     assert begun(running, "segment", {**IDENTITY, name: left_open}) is not None
 
 
@@ -91,60 +109,65 @@ def test_what_a_request_leaves_open_agrees_with_what_was_resolved(name, left_ope
         ({"new_option": 3}, "new_option null", "new_option 3"),
     ],
 )
-def test_another_request_is_refused_with_every_difference(change, expected, found, running):
+def test_another_request_is_refused_with_every_difference(
+    change: dict, expected: str, found: str, running: Store
+) -> None:
     with pytest.raises(InputError, match="begun with other parameters") as refused:
         begun(running, "segment", {**IDENTITY, **change})
     assert (refused.value.expected, refused.value.found) == (expected, found)
     assert refused.value.where == running.url
-    assert "--to" in refused.value.fix
+    assert "--restart" in refused.value.fix
 
 
-def test_long_differences_are_cut(running):
+def test_long_differences_are_cut(running: Store) -> None:
     with pytest.raises(InputError) as refused:
         begun(running, "segment", {**IDENTITY, "volume": {"url": "x" * 500}})
     assert len(refused.value.found) < 100
 
 
-def test_an_output_of_another_kind_is_refused(running):
+def test_an_output_of_another_kind_is_refused(running: Store) -> None:
     with pytest.raises(InputError, match="something else") as refused:
         begun(running, "ingest", IDENTITY)
     assert (refused.value.expected, refused.value.found) == ("a ingest output", "a segment output")
 
 
-def test_an_output_of_another_program_is_refused(store):
+def test_an_output_of_another_program_is_refused(store: Store) -> None:
     store.write("notes.txt", b"mine")
-    with pytest.raises(InputError, match="not made by unet-flows"):
-        begun(store, "segment", IDENTITY)
+    looks = (partial(begun, store, "segment", IDENTITY), partial(require_ours, store), partial(clear, store))
+    for look in looks:
+        with pytest.raises(InputError, match="not made by unet-flows"):
+            look()
     assert store.read("notes.txt") == b"mine"
 
 
-@pytest.mark.parametrize("text", ["", "{", "\x00", "[]", "null"])
-def test_a_damaged_record_is_refused(text, running):
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "\x00", "[]", "null", '{"format": 2, "results_version": 1, "kind": "segment", "plan": {}}'],
+)
+def test_a_damaged_record_is_refused(text: str, running: Store) -> None:
     running.write(f"{FOLDER}/run.json", text.encode())
     with pytest.raises(InputError, match="cannot be read") as refused:
         begun(running, "segment", IDENTITY)
     assert refused.value.where == f"{running.url}/{FOLDER}/run.json"
 
 
-@pytest.mark.parametrize("change", [{"format": 2}, {"results_version": 0}])
-def test_a_record_of_another_version_is_refused(change, running):
+@pytest.mark.parametrize("change", [{"format": 3}, {"results_version": 0}])
+def test_a_record_of_another_version_is_refused(change: dict, running: Store) -> None:
     path = running.path / FOLDER / "run.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(InputError, match="another version"):
         begun(running, "segment", IDENTITY)
 
 
-def test_beginning_again_keeps_the_record(running):
+def test_beginning_again_keeps_the_record(running: Store) -> None:
     before = running.read(f"{FOLDER}/run.json")
-    Ledger(running, "predict", 7).commit(3, "ab")
-    set_status(running, "partial")
+    Ledger(running, "predict", 7, 1).commit(3, f"{0xAB:016x}")
     begin(running, RunRecord("segment", IDENTITY, {"blocks": 8}))
     assert running.read(f"{FOLDER}/run.json") == before
-    assert Ledger(running, "predict", 7).done().sum() == 1
-    assert read_status(running) == {"status": "running"}
+    assert Ledger(running, "predict", 7).read().done.sum() == 1
 
 
-def test_of_two_runs_that_begin_at_once_the_second_is_refused(running):
+def test_of_two_runs_that_begin_at_once_the_second_is_refused(running: Store) -> None:
     """Both looked before either had written."""
     before = running.read(f"{FOLDER}/run.json")
     with pytest.raises(InputError, match="another run has just begun"):
@@ -152,33 +175,42 @@ def test_of_two_runs_that_begin_at_once_the_second_is_refused(running):
     assert running.read(f"{FOLDER}/run.json") == before
 
 
-def test_the_record_says_who_wrote_it(running):
+def test_the_record_says_who_wrote_it(running: Store) -> None:
     document = json.loads(running.read(f"{FOLDER}/run.json"))
     assert document["fingerprint"] == RunRecord("segment", IDENTITY, {}).fingerprint
     assert set(document["software"]) == {"unet-flows", "torch", "zarr"}
-    assert document["format"] == 1
+    assert document["format"] == 2
 
 
 @given(st.permutations(list(IDENTITY.items())), st.sampled_from(sorted(IDENTITY)))
-def test_the_fingerprint_is_of_the_identity_alone(items, name):
+def test_the_fingerprint_is_of_the_identity_alone(items: list, name: str) -> None:
     one = RunRecord("segment", IDENTITY, {}).fingerprint
     assert RunRecord("segment", dict(items), {"anything": 1}).fingerprint == one
     assert RunRecord("segment", {**IDENTITY, name: "changed"}, {}).fingerprint != one
     assert RunRecord("ingest", IDENTITY, {}).fingerprint != one
 
 
-def test_records_do_not_disturb_zarr(running):
+def test_records_do_not_disturb_zarr(running: Store) -> None:
     """Warnings are errors here: an unknown folder in a group would make zarr-python warn."""
     zarr.open_group(running.url, mode="a")
-    Ledger(running, "predict", 7).commit(0, "ab")
+    Ledger(running, "predict", 7, 1).commit(0, f"{0xAB:016x}")
     assert [name for name, _ in zarr.open_group(running.url, mode="r").members(max_depth=None)] == [FOLDER]
+
+
+def test_clearing_leaves_nothing_but_the_lease(running: Store) -> None:
+    zarr.create_array(running.url + "/0", shape=(4,), dtype="u1")[:] = 1
+    Ledger(running, "predict", 7, 1).commit(0, f"{0xAB:016x}")
+    set_status(running, "partial")
+    clear(running)
+    assert list(running.keys()) == [f"{FOLDER}/lease/00000001"]
+    assert begun(running, "ingest", IDENTITY) is None
 
 
 # --- status ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("status", ["running", "partial", "failed"])
-def test_what_is_not_complete_is_no_input(status, running):
+@pytest.mark.parametrize("status", ["partial", "failed"])
+def test_what_is_not_complete_is_no_input(status: str, running: Store) -> None:
     set_status(running, status, failed=2)
     assert read_status(running) == {"status": status, "failed": 2}
     with pytest.raises(InputError, match="not complete") as refused:
@@ -186,77 +218,176 @@ def test_what_is_not_complete_is_no_input(status, running):
     assert refused.value.found == f"status {status}"
 
 
-def test_what_is_complete_is_an_input(running):
+def test_a_run_that_was_killed_before_it_could_say_is_no_input(running: Store) -> None:
+    with pytest.raises(InputError, match="not complete"):
+        require_complete(running)
+
+
+def test_what_is_complete_is_an_input(running: Store) -> None:
     set_status(running, "complete", stages={"predict": {"done": 7}})
     require_complete(running)
     assert read_status(running) == {"status": "complete", "stages": {"predict": {"done": 7}}}
 
 
+def test_the_group_says_how_its_run_stands(running: Store) -> None:
+    zarr.open_group(running.url, mode="a").attrs["ome"] = {"version": "0.5"}
+    for status in ("partial", "complete", "failed"):
+        set_status(running, status)
+        attributes = zarr.open_group(running.url, mode="r").attrs.asdict()
+        assert attributes["unet-flows"]["status"] == status
+        assert attributes["ome"] == {"version": "0.5"}
+
+
 # --- blocks ------------------------------------------------------------------------------------------------
 
 
-@given(count=st.integers(1, 300), data=st.data())
-def test_done_is_what_was_committed(count, data, tmp_path_factory):
-    store = Store(tmp_path_factory.mktemp("ledger") / "o")
-    blocks = data.draw(st.lists(st.integers(0, count - 1), max_size=12))
-    ledger, other = Ledger(store, "predict", count), Ledger(store, "predict-2", count)
-    assert not ledger.done().any()
-    for index in blocks:
-        ledger.commit(index, digest_of(np.array([index])))
-    done = ledger.done()
-    assert done.shape == (count,)
-    assert set(np.flatnonzero(done)) == set(blocks)
-    assert not other.done().any(), "a stage whose name begins alike is another stage"
+class LedgerMachine(RuleBasedStateMachine):
+    """A ledger against a dict, while owners come and go and late ones go on writing."""
+
+    @initialize(count=st.integers(1, 9000))
+    def begin(self, count: int) -> None:
+        import tempfile
+
+        self.folder = tempfile.TemporaryDirectory()
+        self.store = Store(self.folder.name)
+        self.count = count
+        self.epoch = 0
+        self.expected: dict[int, tuple[int, int]] = {}
+        self.take_over()
+
+    def ledger(self, epoch: int) -> Ledger:
+        return Ledger(self.store, "predict", self.count, epoch)
+
+    @rule()
+    def take_over(self) -> None:
+        with hold(self.store) as lease:
+            self.epoch = lease.epoch
+            if self.epoch > 1:
+                self.ledger(self.epoch).seal()
+
+    @rule(data=st.data())
+    def commit(self, data: st.DataObject) -> None:
+        index = data.draw(st.integers(0, self.count - 1))
+        digest, absent = data.draw(st.integers(0, 2**64 - 1)), data.draw(st.integers(0, 3))
+        if index not in self.expected:  # a block is done twice with the same bytes
+            self.expected[index] = (digest, absent)
+        digest, absent = self.expected[index]
+        self.ledger(self.epoch).commit(index, f"{digest:016x}", absent=absent)
+
+    @rule(data=st.data())
+    def commit_late(self, data: st.DataObject) -> None:
+        """An owner that lost its lease is refused; and if its write was under way, it does not count."""
+        if self.epoch == 1:
+            return
+        index = data.draw(st.integers(0, self.count - 1))
+        late = data.draw(st.integers(1, self.epoch - 1))
+        with pytest.raises(LostLeaseError):
+            self.ledger(late).commit(index, "0" * 16)
+        self.store.write(f"{FOLDER}/ledger/predict/blocks/{late:08d}/000000/{index}-{'0' * 16}", b"")
+
+    @rule()
+    def seal(self) -> None:
+        self.ledger(self.epoch).seal()
+        assert sum(1 for _ in self.store.keys(f"{FOLDER}/ledger")) == 1
+
+    @rule(data=st.data())
+    def reopen(self, data: st.DataObject) -> None:
+        done = sorted(self.expected)
+        without = data.draw(st.lists(st.sampled_from(done), unique=True)) if done else []
+        self.ledger(self.epoch).seal(without=without)
+        for index in without:
+            del self.expected[index]
+
+    @invariant()
+    def agrees(self) -> None:
+        if not hasattr(self, "store"):
+            return
+        entries = self.ledger(0).read()
+        assert np.flatnonzero(entries.done).tolist() == sorted(self.expected)
+        for index, facts in self.expected.items():
+            assert (int(entries.digest[index]), int(entries.absent[index])) == facts
+
+    def teardown(self) -> None:
+        if hasattr(self, "folder"):
+            self.folder.cleanup()
 
 
-def test_a_block_may_be_done_twice(running):
-    ledger = Ledger(running, "predict", 7)
-    for digest in ("aa", "aa", "bb"):
-        ledger.commit(4, digest)
-    assert np.flatnonzero(ledger.done()).tolist() == [4]
+TestLedgerMachine = LedgerMachine.TestCase
 
 
-def test_a_ledger_of_more_blocks_belongs_to_another_plan(running):
-    Ledger(running, "predict", 7).commit(6, "ab")
+def test_stages_whose_names_begin_alike_are_two(running: Store) -> None:
+    Ledger(running, "predict", 7, 1).commit(4, "0" * 16)
+    assert not Ledger(running, "predict-2", 7).read().done.any()
+
+
+def test_a_ledger_of_more_blocks_belongs_to_another_plan(running: Store) -> None:
+    ledger = Ledger(running, "predict", 7, 1)
+    ledger.commit(6, f"{0xAB:016x}")
     with pytest.raises(InputError, match="does not belong") as refused:
-        Ledger(running, "predict", 6).done()
-    assert refused.value.found == "6"
-    assert refused.value.where.endswith(f"{FOLDER}/ledger/predict/6-ab")
+        Ledger(running, "predict", 6).read()
+    assert refused.value.found == "block 6"
+    ledger.seal()
+    with pytest.raises(InputError, match="does not belong") as refused:
+        Ledger(running, "predict", 6).read()
+    assert refused.value.found == "7 blocks"
 
 
-def test_a_half_written_entry_is_no_entry(running):
+@pytest.mark.parametrize("damage", [b"", b"x", None])
+def test_a_damaged_seal_is_refused(damage: bytes | None, running: Store) -> None:
+    ledger = Ledger(running, "predict", 7, 1)
+    ledger.commit(6, f"{0xAB:016x}")
+    ledger.seal()
+    key = f"{FOLDER}/ledger/predict/sealed/00000001"
+    data = bytearray(running.read(key))
+    data[-1] ^= 1
+    running.write(key, bytes(data) if damage is None else damage)
+    with pytest.raises(InputError, match="damaged") as refused:
+        ledger.read()
+    assert refused.value.where == f"{running.url}/{key}"
+
+
+def test_stray_files_in_a_ledger_are_no_entries(running: Store) -> None:
     """A write that was killed leaves a temporary file beside the entry, as obstore names it."""
-    ledger = Ledger(running, "predict", 7)
-    ledger.commit(1, "ab")
-    for stray in ("2-ab#1", ".nfs0003", "4", "5-ab.partial"):
-        (running.path / FOLDER / "ledger" / "predict" / stray).write_bytes(b"")
-    assert np.flatnonzero(ledger.done()).tolist() == [1]
+    ledger = Ledger(running, "predict", 7, 1)
+    ledger.commit(1, f"{0xAB:016x}")
+    folder = running.path / FOLDER / "ledger" / "predict" / "blocks"
+    strays = (f"2-{0:016x}#1", ".nfs0003", "4", f"5-{0:016x}.partial", "6-xyz")
+    for stray in strays:
+        (folder / "00000001" / "000000" / stray).write_bytes(b"")
+        (folder / stray).write_bytes(b"")
+    (folder.parent / "sealed").mkdir()
+    (folder.parent / "sealed" / ".DS_Store").write_bytes(b"")
+    assert np.flatnonzero(ledger.read().done).tolist() == [1]
 
 
 KILLED = """
 import sys
 from unet_core.ledger import Ledger
 from unet_core.volumes import Store
-ledger = Ledger(Store(sys.argv[1]), "predict", 10**6)
+ledger = Ledger(Store(sys.argv[1]), "predict", 10**6, 1)
 for index in range(10**6):
-    ledger.commit(index, "00")
+    ledger.commit(index, f"{index:016x}")
     print(index, flush=True)
+    if index % 20 == 19:
+        ledger.seal()
 """
 
 
-def test_a_killed_process_loses_nothing_that_it_had_committed(running):
+def test_a_killed_process_loses_nothing_that_it_had_committed(running: Store) -> None:
     process = subprocess.Popen([sys.executable, "-c", KILLED, running.url], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     seen = [int(process.stdout.readline()) for _ in range(50)]
     os.kill(process.pid, signal.SIGKILL)
     seen += [int(line) for line in process.communicate()[0].split()]
-    done = np.flatnonzero(Ledger(running, "predict", 10**6).done())
+    entries = Ledger(running, "predict", 10**6).read()
+    done = np.flatnonzero(entries.done)
     assert done[: len(seen)].tolist() == seen
     assert len(done) <= len(seen) + 1
+    assert entries.digest[done].tolist() == done.tolist()
 
 
 @given(shape=st.tuples(*[st.integers(1, 5)] * 3), seed=SEEDS)
-def test_the_digest_is_of_the_bytes(shape, seed):
+def test_the_digest_is_of_the_voxels(shape: tuple[int, ...], seed: int) -> None:
     voxels = random_voxels(shape, "uint8", seed)
     digest = digest_of(voxels)
     assert len(digest) == 16
@@ -265,20 +396,33 @@ def test_the_digest_is_of_the_bytes(shape, seed):
     changed.flat[seed % changed.size] ^= 1
     assert digest_of(changed) != digest
     assert digest_of(voxels, changed) != digest
+    zeros = np.zeros(shape, np.float32)
+    assert digest_of(zeros) == digest_of(-zeros), "a chunk of -0.0 is not stored"
 
 
-def test_a_second_run_that_begins_meanwhile_is_refused(tmp_path: Path) -> None:
-    store = Store(tmp_path / "out")
-    begin(store, RunRecord("segment", {"tile": [8, 8, 8]}, {}))
-    begin(store, RunRecord("segment", {"tile": [8, 8, 8]}, {}))
-    with pytest.raises(InputError, match="another run has just begun"):
-        begin(store, RunRecord("segment", {"tile": [16, 16, 16]}, {}))
+# --- failures ----------------------------------------------------------------------------------------------
 
 
-def test_stray_files_in_a_ledger_are_no_entries(tmp_path: Path) -> None:
-    store = Store(tmp_path / "out")
-    ledger = Ledger(store, "predict", 3)
-    ledger.commit(1, "ab12")
-    for name in (".nfs0001", ".DS_Store", "2-ab12.partial"):
-        store.write(f".unet-flows/ledger/predict/{name}", b"")
-    assert ledger.done().tolist() == [False, True, False]
+def failure(index: int) -> Failure:
+    return Failure(stage="predict", index=index, error="e", traceback="t", worker="w", attempts=3)
+
+
+def test_quarantine_keeps_what_is_known(store: Store) -> None:
+    quarantine = Quarantine(store, "predict")
+    for index in (5, 30, 4):
+        quarantine.add(failure(index))
+    Quarantine(store, "pyramid-1").add(failure(1))
+    assert quarantine.indices() == [4, 5, 30]
+    assert list(quarantine.failures(limit=2)) == [failure(4), failure(5)]
+    quarantine.release(5)
+    quarantine.release(6)
+    assert quarantine.indices() == [4, 30]
+
+
+def test_a_damaged_failure_record_is_named(store: Store) -> None:
+    quarantine = Quarantine(store, "predict")
+    quarantine.add(failure(4))
+    store.write(f"{FOLDER}/failed/predict/4.json", b"{}")
+    with pytest.raises(InputError, match="cannot be read") as refused:
+        list(quarantine.failures())
+    assert refused.value.where.endswith("failed/predict/4.json")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +13,19 @@ import psutil
 import pytest
 import tensorstore
 import zarr
+from killing import dask_cluster
 from numpy.typing import NDArray
 from ome_zarr_models.v05.image_label import ImageLabel
+from pipeline import save_random_model
 
-from flows import tasks
-from flows.blocks import run_stage
+from flows import blocks, tasks
+from flows.inspection import status
 from flows.segment import segment
 from unet_core.architecture import UNetSpec
-from unet_core.checkpoint import ModelCard, save_model
 from unet_core.errors import InputError, RunError
-from unet_core.ledger import Ledger, read_status
-from unet_core.model import UNet
-from unet_core.normalisation import NormalisationRule, Scale
+from unet_core.ledger import hold, read_status
+from unet_core.normalisation import Scale
+from unet_core.verification import RunOnDisk
 from unet_core.volumes import Store
 
 SHAPE = (37, 70, 61)  # a multiple of nothing
@@ -33,10 +33,8 @@ TILE = "16,16,16"
 
 
 @pytest.fixture(scope="module")
-def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a small model, and a volume with structure in it."""
-    import torch
-
+def work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with a small model, a volume with structure in it, and a cluster of two workers."""
     root = tmp_path_factory.mktemp("segment")
     rng = np.random.default_rng(0)
     image = rng.normal(120, 30, SHAPE)
@@ -47,17 +45,11 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
         chunks=(16, 32, 32),
         dimension_names=list("zyx"),
     )
-    spec = UNetSpec.build(ndim=3, depth=1, base=16, classes=3)
-    torch.manual_seed(1)
-    card = ModelCard(
-        spec=spec,
-        class_names=("background", "one", "two"),
-        target="semantic",
-        normalisation=NormalisationRule(),
-        scale=Scale((0.0,), (255.0,)),
-    )
-    save_model(Store(root / "model"), card, UNet(spec))
-    return root
+    save_random_model(root / "model", UNetSpec.build(ndim=3, depth=1, base=16, classes=3), seed=1)
+    # Most runs share these workers: starting some for each would take most of the time.
+    with dask_cluster(root, workers=2) as (_, file):
+        file.rename(root / "cluster.toml")
+        yield root
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -71,6 +63,8 @@ def prefect_server() -> Iterator[None]:
 def run(work: Path, name: str, **options: Any) -> Path:
     output = work / name
     parameters = {"tile": TILE, "probabilities": True, **options}
+    if "workers" not in options:
+        parameters["cluster"] = str(work / "cluster.toml")
     result = segment(
         volume=str(work / "volume.zarr"), model=str(work / "model"), to=str(output), **parameters
     )
@@ -90,8 +84,8 @@ def chunks(output: Path) -> dict[str, str]:
     }
 
 
-def backwards(indices: NDArray[np.int64]) -> NDArray[np.int64]:
-    return indices[::-1]
+def backwards(done: NDArray[np.bool_], *_: Any) -> Iterator[int]:
+    return map(int, np.flatnonzero(~done)[::-1])
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +100,7 @@ def test_same_bytes_whatever_the_workers_blocks_and_order(
     assert sum(name.startswith("0/c/") for name in expected) > 1, "more than one shard"
     two_workers = run(work, "two.zarr", workers=2)
     large_blocks = run(work, "large.zarr", block="48,128,64")
-    monkeypatch.setattr(tasks, "run_stage", partial(run_stage, order=backwards))
+    monkeypatch.setattr(blocks, "_order", backwards)
     middle_blocks_backwards = run(work, "backwards.zarr", block="96,64,128", workers=2)
     for other in (two_workers, large_blocks, middle_blocks_backwards):
         assert chunks(other) == expected
@@ -162,6 +156,7 @@ def test_the_same_command_again_skips_everything(work: Path, reference: Path) ->
     result = segment(
         volume=str(work / "volume.zarr"),
         model=str(work / "model"),
+        cluster=str(work / "cluster.toml"),
         to=str(reference),
         tile=TILE,
         probabilities=True,
@@ -172,11 +167,12 @@ def test_the_same_command_again_skips_everything(work: Path, reference: Path) ->
 
 def test_missing_blocks_are_done_again_with_the_same_bytes(work: Path, reference: Path) -> None:
     output = run(work, "lost.zarr")
-    for entry in list((output / ".unet-flows" / "ledger" / "predict").iterdir())[:1]:
-        entry.unlink()
+    with hold(Store(output)) as lease:
+        RunOnDisk.open(Store(output)).ledger("predict", epoch=lease.epoch).seal(without=[1])
     result = segment(
         volume=str(work / "volume.zarr"),
         model=str(work / "model"),
+        cluster=str(work / "cluster.toml"),
         to=str(output),
         tile=TILE,
         probabilities=True,
@@ -201,13 +197,13 @@ def test_a_failing_block_fails_the_run_by_name_and_the_rest_is_done(work: Path) 
     output = work / "nan.zarr"
     original = tasks.start
 
-    def spoil(planned: Any) -> Any:
+    def spoil(*arguments: Any) -> None:
         """The voxel turns bad after the plan and the intensity scale have looked at the volume."""
-        plan = original(planned)
+        original(*arguments)
         source[8, 190, 20] = np.nan
-        return plan
 
     parameters = {"volume": str(work / "float.zarr"), "model": str(work / "model"), "to": str(output)}
+    parameters["cluster"] = str(work / "cluster.toml")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tasks, "start", spoil)
         with pytest.raises(RunError, match="NaN or infinite intensity"):
@@ -241,20 +237,76 @@ def test_workers_listen_on_loopback_only(work: Path) -> None:
     assert addresses == {"127.0.0.1"}
 
 
-def test_blocks_run_the_same_in_this_process(tmp_path: Path) -> None:
-    store = Store(tmp_path / "out")
-    ledger = Ledger(store, "stage", 5)
-    ledger.commit(1, "0")
-    seen: list[int] = []
+# --- what goes wrong with a block's input ------------------------------------------------------------------
 
-    def block(base: int, index: int) -> int:
-        if index == 3:
-            raise ValueError("no")
-        seen.append(index)
-        return base + index
 
-    result = run_stage(block, (10,), ledger)
-    assert seen == [0, 2, 4]
-    assert (result.done, result.skipped, result.voxels) == (3, 1, 36)
-    assert [(f.index, f.error) for f in result.failed] == [(3, "ValueError: no")]
-    assert not result.complete
+@pytest.fixture
+def planes(work: Path, tmp_path: Path) -> Path:
+    """A volume of one chunk per block of 16 planes; sampling looks at all its chunks but one."""
+    image = np.random.default_rng(0).integers(0, 255, (16 * 40, 16, 16), dtype="u1")
+    zarr.create_array(tmp_path / "volume.zarr", data=image, chunks=(16, 16, 16), dimension_names=list("zyx"))
+    return tmp_path
+
+
+def test_a_corrupt_chunk_is_set_aside_and_a_missing_one_is_counted(work: Path, planes: Path) -> None:
+    parameters: dict[str, Any] = {
+        "volume": str(planes / "volume.zarr"),
+        "model": str(work / "model"),
+        "cluster": str(work / "cluster.toml"),
+        "tile": TILE,
+        "normalisation": "model",
+    }
+    (planes / "volume.zarr" / "c" / "9" / "0" / "0").unlink()
+    reference = segment(to=str(planes / "reference.zarr"), **parameters)
+    assert reference["stages"]["predict"]["absent_chunks"] == 1, "neighbours read it too, as context"
+    corrupt = planes / "volume.zarr" / "c" / "6" / "0" / "0"
+    kept = corrupt.read_bytes()
+    corrupt.write_bytes(b"not a chunk")
+    with pytest.raises(RunError) as failed:
+        segment(to=str(planes / "labels.zarr"), **parameters)
+    assert "c/6/0/0" in str(failed.value)
+    document = failed.value.document
+    stage = document["stages"]["predict"]
+    assert document["status"] == "failed"
+    assert len(stage["failed"]) >= 1
+    assert stage["done"] == stage["total"] - len(stage["failed"])
+    there = status(str(planes / "labels.zarr"))
+    assert there["status"] == "failed"
+    assert [failure["index"] for failure in there["failed"]] == [f["block"] for f in stage["failed"]]
+    assert "Traceback" in there["failed"][0]["traceback"]
+    group = zarr.open_group(planes / "labels.zarr", mode="r")
+    assert group.attrs["unet-flows"]["status"] == "failed"
+    corrupt.write_bytes(kept)
+    again = segment(to=str(planes / "labels.zarr"), retry_failed=True, **parameters)
+    assert again["stages"]["predict"]["done"] == len(stage["failed"])
+    assert again["stages"]["predict"]["absent_chunks"] == 1
+    assert chunks(planes / "labels.zarr") == chunks(planes / "reference.zarr")
+    with pytest.raises(InputError, match="no block of this output is in quarantine"):
+        segment(to=str(planes / "labels.zarr"), retry_failed=True, **parameters)
+
+
+def test_restart_takes_the_old_run_away(work: Path) -> None:
+    old = run(work, "restarted.zarr", roi="0:16,0:16,0:16")
+    with pytest.raises(InputError, match="begun with other parameters") as refused:
+        run(work, "restarted.zarr", roi="16:32,0:16,0:16")
+    assert "--restart" in str(refused.value.fix)
+    before = chunks(old)
+    again = run(work, "restarted.zarr", roi="16:32,0:16,0:16", restart=True)
+    assert chunks(again) != before
+    assert chunks(run(work, "fresh.zarr", roi="16:32,0:16,0:16")) == chunks(again)
+
+
+def test_a_worker_of_another_kind_is_refused(work: Path, reference: Path) -> None:
+    """The run was begun where the same network gives other bits: as a record from other hardware says."""
+    output = work / "foreign.zarr"
+    run(work, "foreign.zarr")
+    path = output / ".unet-flows" / "run.json"
+    record = json.loads(path.read_text())
+    record["plan"]["probe"].update(hardware="GPU of another kind", digest="0" * 16)
+    path.write_text(json.dumps(record))
+    with hold(Store(output)) as lease:
+        RunOnDisk.open(Store(output)).ledger("predict", epoch=lease.epoch).seal(without=[0, 1])
+    with pytest.raises(RunError, match="the run stopped") as stopped:
+        run(work, "foreign.zarr", workers=1)
+    assert "other results" in str(stopped.value) or "no worker is left" in str(stopped.value)
+    assert stopped.value.document["stages"]["predict"]["done"] == 0

@@ -83,3 +83,18 @@ class RunError(UnetFlowsError):
 
 class DataError(RunError):
     """Stored data that a running block met is not usable (NaN, a corrupt chunk); the block fails by name."""
+
+
+class LostLeaseError(RunError):
+    """Another run owns the output now; what this one still does would not count, so it stops."""
+
+
+class UnfitWorkerError(RunError):
+    """This worker would compute other bits than the run was begun with; another one must do the block."""
+
+
+class StoreError(RunError):
+    """A store did not do what it must (full, read-only, unreachable, refused): no block's fault.
+
+    The whole run stops on it, and can go on later.
+    """

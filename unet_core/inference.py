@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -40,6 +41,13 @@ def fast_dtype(device: str) -> str | None:
     return "bfloat16" if features.get("avx512_bf16") or features.get("amx_bf16") else None
 
 
+def free_memory(device: str) -> int:
+    """Bytes that this process could allocate there now."""
+    if device == "cuda":
+        return int(torch.cuda.mem_get_info()[0])
+    return int(psutil.virtual_memory().available)
+
+
 class Predictor:
     """A network ready to predict tiles on one device in one dtype."""
 
@@ -52,6 +60,7 @@ class Predictor:
                 fix="run it where a GPU is; there is no silent fallback to the CPU",
             )
         self.spec = network.spec
+        self.device = device
         self._scale = scale
         self._device = torch.device(device)
         self._dtype = DTYPES[dtype]
@@ -64,11 +73,15 @@ class Predictor:
         model = for_inference(network).to(device=self._device, dtype=self._dtype)
         self._model = model.to(memory_format=self._format)  # type: ignore[call-overload]
 
-    @torch.inference_mode()
     def logits(self, data: NDArray[Any], tile: Tile) -> Tensor:
         """(channel, z, y, x) raw intensities of `tile.read` to (class, z, y, x) logits of `tile.write`."""
+        return self.forward(self._scale.apply(data), tile)
+
+    @torch.inference_mode()
+    def forward(self, scaled: NDArray[np.float32], tile: Tile) -> Tensor:
+        """`logits` of intensities that are scaled already."""
         flat = self.spec.ndim == 2
-        x = torch.from_numpy(self._scale.apply(data))
+        x = torch.from_numpy(scaled)
         x = x.squeeze(1) if flat else x
         x = x[None].to(device=self._device, dtype=self._dtype, memory_format=self._format)
         logits = self._model(x)[0, : self.spec.classes]  # the rest only fills up

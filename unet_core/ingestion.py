@@ -22,12 +22,18 @@ import zarr
 
 from unet_core.errors import InputError
 from unet_core.geometry import Box, Grid, Shape, round_up
+from unet_core.ledger import Stage, digest_of
 from unet_core.metadata import PyramidLevel, pyramid_levels
+from unet_core.pyramid import Method, PyramidPlan
 from unet_core.sources import Source, SourceSpec, space_unit
 from unet_core.volumes import Store, create_multiscale, write_box
 
 GIB = 1 << 30
 Kind = Literal["image", "labels"]
+KIND = "ingest"
+COPY = "copy"
+
+_METHOD: dict[Kind, Method] = {"image": "mean", "labels": "mode"}
 
 _THICKEST = 256  # planes: a shard no larger than 256 cubed, in 64 cubed chunks
 # Chunks of about 2^18 voxels whatever their thickness: (thickness, rows and columns).
@@ -94,6 +100,23 @@ class IngestPlan:
         """Time point and box of slab `index`; ascending indices read a stream forward."""
         timepoint, position = divmod(index, len(self.grid))
         return timepoint, self.grid[position].intersect(Box.of_shape(self.shape))
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """Copying the source into level 0, then the coarser levels."""
+        copy = Stage(name=COPY, count=len(self), arrays=("0",), target=self.slab_at)
+        return (copy, *self.pyramid.stages)
+
+    @property
+    def pyramid(self) -> PyramidPlan:
+        """How the levels above 0 are made."""
+        return PyramidPlan(
+            levels=self.levels,
+            shard=self.shard,
+            method=_METHOD[self.kind],
+            extent=Box.of_shape(self.shape),
+            timepoints=self.timepoints,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -180,12 +203,12 @@ def create_output(plan: IngestPlan, store: Store) -> None:
         origin=(0.0, 0.0, 0.0),
         unit=plan.unit,
         name=plan.name,
-        method="mean" if plan.kind == "image" else "mode",
+        method=_METHOD[plan.kind],
     )
 
 
-def write_slab(plan: IngestPlan, source: Source, array: zarr.Array[Any], index: int) -> None:
-    """Copy slab `index` into level 0, whole shards of it. Writing one twice leaves the same bytes.
+def write_slab(plan: IngestPlan, source: Source, array: zarr.Array[Any], index: int) -> str:
+    """Copy slab `index` into level 0, whole shards of it; returns its digest. Twice leaves the same bytes.
 
     Parameters
     ----------
@@ -200,6 +223,7 @@ def write_slab(plan: IngestPlan, source: Source, array: zarr.Array[Any], index: 
     timepoint, box = plan.slab_at(index)
     data = source.read(box, timepoint=timepoint)
     write_box(array, box, data if "c" in plan.axes else data[0], timepoint=timepoint)
+    return digest_of(data)
 
 
 def _check_labels(source: Source) -> None:

@@ -175,6 +175,9 @@ def _up_conv(spec: UNetSpec, level: int) -> nn.Module:
 
 def _he_initialise(module: nn.Module) -> None:
     """Gaussian weights with standard deviation sqrt(2 / N), N incoming nodes (paper, section 3)."""
+    weight = getattr(module, "weight", None)
+    if weight is None or weight.is_meta:  # only shapes are wanted; torch would take seconds over it
+        return
     if isinstance(module, nn.Conv2d | nn.Conv3d):
         nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
     elif isinstance(module, nn.ConvTranspose2d | nn.ConvTranspose3d):

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from unet_core.errors import InputError
+from unet_core.errors import DataError, InputError
 from unet_core.geometry import Box, Grid, mirrored
 from unet_core.volumes import Volume
 
@@ -181,11 +181,24 @@ def require_finite(data: NDArray[Any], box: Box, volume: Volume, *, error: type[
 
 
 def _sample(volume: Volume, sample: int) -> Iterator[tuple[Box, NDArray[Any]]]:
-    """Boxes of whole chunks, evenly spread in raster order; all of them where the volume is small."""
+    """Boxes of whole chunks, evenly spread in raster order; all of them where the volume is small.
+
+    Chunks that cannot be decoded are left out: blocks that need them will fail by name.
+    """
     cell = tuple(min(n, c) for n, c in zip(volume.shape, volume.chunk_shape))
     grid = Grid(volume.box, cell)
     per_cell = Box.of_shape(cell).size
     wanted = max(1, min(len(grid), sample // per_cell))
+    damage: DataError | None = None
+    readable = 0
     for k in range(wanted):
         box = grid[k * len(grid) // wanted].intersect(volume.box)
-        yield box, volume.read(box)
+        try:
+            data = volume.read(box)
+        except DataError as error:
+            damage = damage or error
+            continue
+        readable += 1
+        yield box, data
+    if damage is not None and readable == 0:
+        raise damage

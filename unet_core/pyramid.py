@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from typing import Any, Literal
 
@@ -15,10 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unet_core.geometry import Box, Grid, Shape
+from unet_core.ledger import Stage, digest_of
 from unet_core.metadata import PyramidLevel, steps_between
 from unet_core.volumes import Store, axis_names, open_for_writing, read_box, write_box
 
 Method = Literal["mode", "mean"]
+STAGE = "pyramid-"  # and the level
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +46,26 @@ class PyramidPlan:
         """Blocks of one level, all time points."""
         return len(self.blocks(level)) * self.timepoints
 
+    def target(self, level: int, index: int) -> tuple[int, Box]:
+        """Time point and box (in that level's voxels) of one block."""
+        grid = self.blocks(level)
+        timepoint, position = divmod(index, len(grid))
+        return timepoint, grid[position].intersect(Box.of_shape(self.levels[level].shape))
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """One stage per level above the finest."""
+        return tuple(
+            Stage(
+                name=f"{STAGE}{level.index}",
+                count=self.count(level.index),
+                arrays=(str(level.index),),
+                target=partial(self.target, level.index),
+                factors=level.factors,
+            )
+            for level in self.levels[1:]
+        )
+
     def to_dict(self) -> dict[str, Any]:
         return {
             "levels": [[list(level.shape), list(level.factors)] for level in self.levels],
@@ -63,18 +86,16 @@ class PyramidPlan:
         )
 
 
-def write_block(store: Store, plan: PyramidPlan, level: int, index: int) -> Box:
-    """Compute and write one block of `level` >= 1; returns its box in that level's voxels."""
-    grid = plan.blocks(level)
-    timepoint, position = divmod(index, len(grid))
-    box = grid[position].intersect(Box.of_shape(plan.levels[level].shape))
+def write_block(store: Store, plan: PyramidPlan, level: int, index: int) -> tuple[Box, str]:
+    """Compute and write one block of `level` >= 1; returns its box in that level's voxels, and its digest."""
+    timepoint, box = plan.target(level, index)
     steps = steps_between(plan.levels[level - 1], plan.levels[level])
     finer = box.refine(steps).intersect(Box.of_shape(plan.levels[level - 1].shape))
     data = read_box(open_for_writing(store, str(level - 1)), finer, timepoint=timepoint)
     coarse = np.stack([reduce_by(channel, steps, plan.method) for channel in data])
     array = open_for_writing(store, str(level))
     write_box(array, box, coarse if "c" in axis_names(array) else coarse[0], timepoint=timepoint)
-    return box
+    return box, digest_of(coarse)
 
 
 def reduce_by(data: NDArray[Any], steps: Shape, method: Method) -> NDArray[Any]:

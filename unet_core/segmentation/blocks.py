@@ -3,30 +3,71 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from unet_core import inference, pyramid
+from unet_core import budget, inference, pyramid
 from unet_core.checkpoint import load_model
-from unet_core.errors import InputError
-from unet_core.ledger import Ledger, RunRecord, begin, digest_of
+from unet_core.errors import DataError, InputError
+from unet_core.geometry import Box, Shape
+from unet_core.ledger import Done, Ledger, RunRecord, begin, digest_of, require_epoch
 from unet_core.metadata import PyramidLevel
-from unet_core.normalisation import measure
+from unet_core.model import UNet
+from unet_core.normalisation import Scale, measure
+from unet_core.probe import probe
 from unet_core.pyramid import PyramidPlan
 from unet_core.segmentation.plan import KIND, PREDICT, Planned, SegmentPlan, identity_of
 from unet_core.volumes import Store, Volume, create_multiscale, open_for_writing, write_box
 
+_TRIED = 8  # blocks looked at for one that can be decoded
 
-def start(planned: Planned) -> SegmentPlan:
-    """Write the run record, then the output's empty arrays; a run begun before finds its own."""
-    plan = planned.plan if planned.resumed else _resolve(planned)
+
+def resolve(plan: SegmentPlan, normalisation: str) -> SegmentPlan:
+    """The choices that need voxels or the workers' device: the intensity scale, the dtype, the probe.
+
+    To be called where the blocks will be computed. Reads the volume and the model by their URLs.
+    """
+    model = load_model(plan.model)
+    volume = _open_volume(plan)
+    scale = model.card.scale
+    if normalisation == "volume":
+        scale = measure(volume, model.card.normalisation)
+    network = model.network()
+    dtype = plan.dtype
+    if dtype == "auto":
+        dtype = _choose_dtype(plan, volume, network, scale)
+    predictor = inference.Predictor(network, scale=scale, device=plan.device, dtype=dtype)
+    return replace(plan, scale=scale, dtype=dtype, probe=probe(predictor, plan.tiling))
+
+
+def _choose_dtype(plan: SegmentPlan, volume: Volume, network: UNet, scale: Scale) -> str:
+    """Decide on the middle block's first tile, or on the next that can be decoded."""
+    count = len(plan.tiling.blocks)
+    for index in range(count // 2, min(count // 2 + _TRIED, count)):
+        tile = next(plan.tiling.tiles(index))
+        with suppress(DataError):
+            data = volume.read(tile.read)
+            return inference.choose_dtype(network, data, tile, scale=scale, device=plan.device)
+    return "float32"
+
+
+def start(planned: Planned, resolved: SegmentPlan) -> None:
+    """Write the run record, then the output's empty arrays; a run begun before keeps its own.
+
+    Parameters
+    ----------
+    resolved
+        The plan as `resolve` completed it, or as it came from the record of a run that goes on.
+    """
+    plan = resolved
     request, volume = planned.request, planned.volume
     tiling, output = plan.tiling, Store(request.to)
-    begin(
-        output, RunRecord(KIND, identity_of(request, volume, planned.model, tiling.roi, plan), plan.to_dict())
-    )
+    identity = identity_of(request, volume, planned.model, tiling.roi, plan)
+    begin(output, planned.record or RunRecord(KIND, identity, plan.to_dict()))
     name = output.url.rsplit("/", 1)[-1].removesuffix(".zarr")
     common: dict[str, Any] = {
         "dtype": np.dtype(np.uint8),
@@ -57,27 +98,12 @@ def start(planned: Planned) -> SegmentPlan:
             name=f"{name} probabilities",
             **common,
         )
-    return plan
-
-
-def _resolve(planned: Planned) -> SegmentPlan:
-    """The choices that need voxels: the intensity scale, and the dtype where the plan left it open."""
-    plan, volume, model = planned.plan, planned.volume, planned.model
-    scale = model.card.scale
-    if planned.request.normalisation == "volume":
-        scale = measure(volume, model.card.normalisation)
-    dtype = plan.dtype
-    if dtype == "auto":
-        tile = next(plan.tiling.tiles(len(plan.tiling.blocks) // 2))
-        data = volume.read(tile.read)
-        dtype = inference.choose_dtype(model.network(), data, tile, scale=scale, device=plan.device)
-    return replace(plan, scale=scale, dtype=dtype)
 
 
 class BlockWorker:
     """What a worker process keeps between blocks: the plan, the volume, the network on its device."""
 
-    def __init__(self, url: str, plan: SegmentPlan, *, model_url: str | None = None) -> None:
+    def __init__(self, url: str, plan: SegmentPlan, *, epoch: int, model_url: str | None = None) -> None:
         # A run may go on with the same model in another place.
         model = load_model(model_url or plan.model)
         if model.digest != plan.model_digest:
@@ -88,42 +114,76 @@ class BlockWorker:
                 found=model.digest[:16],
                 fix="put the model back, or choose another --to",
             )
-        if plan.scale is None:
+        if plan.scale is None or plan.probe is None:
             raise InputError("this plan was never started", where=url)
         self._plan = plan
+        self._epoch = epoch
         self._output = Store(url)
-        self._volume = Volume.open(
-            plan.volume, level=plan.level, channels=plan.channels, timepoint=plan.timepoint
-        )
+        self._volume = _open_volume(plan)
         self._predictor = inference.Predictor(
             model.network(), scale=plan.scale, device=plan.device, dtype=plan.dtype
         )
+        plan.probe.require(probe(self._predictor, plan.tiling))
         self._labels = open_for_writing(self._output, "0")
         self._probabilities = (
             open_for_writing(self._output, "probabilities/0") if plan.probabilities else None
         )
+        self._ledger = Ledger(self._output, PREDICT, len(plan.tiling.blocks), epoch)
 
-    def predict(self, index: int) -> int:
-        """Compute and write one block, then record it; returns its voxels. Doing it twice is harmless."""
+    def predict(self, index: int) -> Done:
+        """Compute and write one block, then record it. Doing it twice is harmless."""
         plan = self._plan
         result = inference.predict_block(
             self._volume, plan.tiling, index, self._predictor, probabilities=plan.probabilities
         )
+        absent = _owned(self._volume.take_absent(), result.box, plan.tiling.roi)
+        require_epoch(self._output, self._epoch)
         write_box(self._labels, result.box, result.classes)
         written = [result.classes]
         if self._probabilities is not None and result.probabilities is not None:
             write_box(self._probabilities, result.box, result.probabilities)
             written.append(result.probabilities)
-        Ledger(self._output, PREDICT, plan.stages[PREDICT]).commit(index, digest_of(*written))
-        return result.box.size
+        self._ledger.commit(index, digest_of(*written), absent=absent)
+        return Done(result.box.size, absent)
 
 
-def pyramid_block(url: str, plan: PyramidPlan, level: int, index: int) -> int:
-    """Compute, write and record one block of a pyramid level; returns its voxels."""
+def pyramid_block(url: str, plan: PyramidPlan, level: int, index: int, *, epoch: int) -> Done:
+    """Compute, write and record one block of a pyramid level."""
     store = Store(url)
-    box = pyramid.write_block(store, plan, level, index)
-    Ledger(store, f"pyramid-{level}", plan.count(level)).commit(index, "0")
-    return box.size
+    require_epoch(store, epoch)
+    box, digest = pyramid.write_block(store, plan, level, index)
+    Ledger(store, f"{pyramid.STAGE}{level}", plan.count(level), epoch).commit(index, digest)
+    return Done(box.size)
+
+
+def tile_that_fits(plan: SegmentPlan, free: int) -> Shape | None:
+    """A tile (z, y, x) for a worker that ran out of memory with the plan's, and has `free` bytes left.
+
+    It needs at most half of what the plan's tile needs, and of what is free; None where none does.
+    """
+    spec = load_model(plan.model).card.spec
+    tiling = plan.tiling
+    needed = budget.forward_bytes(spec, tiling.read_shape[3 - spec.ndim :], plan.dtype)
+    memory = min(free, needed) // 2
+    try:
+        return budget.choose_tile(spec, tiling.volume, tiling.roi, dtype=plan.dtype, memory=memory)
+    except InputError:
+        return None
+
+
+def _open_volume(plan: SegmentPlan) -> Volume:
+    return Volume.open(plan.volume, level=plan.level, channels=plan.channels, timepoint=plan.timepoint)
+
+
+def _owned(absent: Iterable[Box], block: Box, roi: Box) -> int:
+    """How many absent chunks this block counts: those whose first voxel inside the ROI is its own.
+
+    Neighbours read the same chunks as context; blocks partition the ROI, so each chunk is counted once.
+    """
+    inside = (chunk.intersect(roi) for chunk in absent)
+    return sum(
+        bool(box) and block.contains(Box(box.lower, tuple(a + 1 for a in box.lower))) for box in inside
+    )
 
 
 def _relative(source: str, output: Store) -> str:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from math import prod
 from typing import Any, Literal
 
 from unet_core import budget, inference
 from unet_core.checkpoint import StoredModel, load_model
-from unet_core.errors import InputError
+from unet_core.errors import DataError, InputError
 from unet_core.geometry import Box, Shape, round_up
-from unet_core.ledger import begun, require_complete
+from unet_core.ledger import RunRecord, Stage, begun, require_complete, require_ours
 from unet_core.metadata import pyramid_levels
 from unet_core.normalisation import Scale, require_finite
+from unet_core.probe import Probe
 from unet_core.pyramid import PyramidPlan
 from unet_core.tiling import Footprint, Tiling, chunk_and_shard
 from unet_core.volumes import Store, Volume
@@ -24,7 +26,10 @@ PREDICT = "predict"
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentRequest:
-    """What is asked for. None and "auto" leave a choice to the plan; boxes and shapes are z, y, x."""
+    """What is asked for. None and "auto" leave a choice to the plan; boxes and shapes are z, y, x.
+
+    `restart`: what lies at `to` is to be replaced. `partial`: the input need not be complete.
+    """
 
     volume: str
     model: str
@@ -38,6 +43,8 @@ class SegmentRequest:
     block: Shape | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     normalisation: Literal["volume", "model"] = "volume"
+    restart: bool = False
+    partial: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,12 +64,14 @@ class SegmentPlan:
     tiling: Tiling
     pyramid: PyramidPlan
     scale: Scale | None = None
+    probe: Probe | None = None
 
     def to_dict(self) -> dict[str, Any]:
         document = asdict(self)
         document["tiling"] = {**asdict(self.tiling), "roi": str(self.tiling.roi)}
         document["pyramid"] = self.pyramid.to_dict()
         document["scale"] = None if self.scale is None else self.scale.to_dict()
+        document["probe"] = None if self.probe is None else self.probe.to_dict()
         return document
 
     @classmethod
@@ -81,21 +90,26 @@ class SegmentPlan:
                 ),
                 "pyramid": PyramidPlan.from_dict(data["pyramid"]),
                 "scale": None if data["scale"] is None else Scale.from_dict(data["scale"]),
+                "probe": None if data["probe"] is None else Probe.from_dict(data["probe"]),
             }
         )
 
     @property
-    def stages(self) -> dict[str, int]:
-        """Stages in order, with their number of blocks."""
-        counts = {PREDICT: len(self.tiling.blocks)}
-        for level in self.pyramid.levels[1:]:
-            counts[f"pyramid-{level.index}"] = self.pyramid.count(level.index)
-        return counts
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages, in order."""
+        written = ("0", "probabilities/0") if self.probabilities else ("0",)
+        predict = Stage(
+            name=PREDICT,
+            count=len(self.tiling.blocks),
+            arrays=written,
+            target=lambda index: (0, self.tiling.block_box(index)),
+        )
+        return (predict, *self.pyramid.stages)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Planned:
-    """A plan with what it was made from and what it will cost. `resumed`: this run was begun before."""
+    """A plan with what it was made from and what it will cost. `record`: that of the run it goes on with."""
 
     request: SegmentRequest
     plan: SegmentPlan
@@ -104,7 +118,12 @@ class Planned:
     memory: budget.WorkerMemory
     disk: int
     macs: int
-    resumed: bool
+    record: RunRecord | None
+
+    @property
+    def resumed(self) -> bool:
+        """Whether this run was begun before."""
+        return self.record is not None
 
     @property
     def useful(self) -> float:
@@ -121,7 +140,11 @@ class Planned:
 
 
 def plan_segmentation(
-    request: SegmentRequest, *, workers: int | None = 1, memory: int | None = None
+    request: SegmentRequest,
+    *,
+    workers: int | None = 1,
+    memory: int | None = None,
+    device: str | None = None,
 ) -> Planned:
     """Check everything that can be checked and decide everything that is open; writes nothing.
 
@@ -130,6 +153,8 @@ def plan_segmentation(
     workers
         Worker processes that share `memory` bytes (None: what the machine has available). None: the
         workers run elsewhere, and this machine's memory says nothing about theirs.
+    device
+        What the workers compute on; None: what this process has.
 
     Raises
     ------
@@ -139,7 +164,8 @@ def plan_segmentation(
     model = load_model(request.model)
     spec = model.card.spec
     source = Store(request.volume)
-    require_complete(source)
+    if not request.partial:
+        require_complete(source)
     volume = Volume.open(
         request.volume, level=request.level, channels=request.channels, timepoint=request.timepoint
     )
@@ -156,8 +182,15 @@ def plan_segmentation(
             expected=f"z0:z1,y0:y1,x0:x1 within {volume.box}",
             found=roi,
         )
-    record = begun(output, KIND, identity_of(request, volume, model, roi))
-    plan = _new_plan(request, volume, model, roi) if record is None else SegmentPlan.from_dict(record.plan)
+    if request.restart:
+        require_ours(output)
+        record = None
+    else:
+        record = begun(output, KIND, identity_of(request, volume, model, roi))
+    if record is None:
+        plan = _new_plan(request, volume, model, roi, device or inference.device_kind())
+    else:
+        plan = SegmentPlan.from_dict(record.plan)
     if request.block is not None and request.block != plan.tiling.block:
         raise InputError(
             "this output was begun with other blocks",
@@ -179,7 +212,7 @@ def plan_segmentation(
         ),
         disk=budget.disk_bytes(plan.tiling, classes=spec.classes, probabilities=plan.probabilities),
         macs=plan.tiling.tile_count * spec.padded().macs(plan.tiling.read_shape[3 - spec.ndim :]),
-        resumed=record is not None,
+        record=record,
     )
     if workers is not None:
         budget.require_memory(planned.memory, plan.device, workers=workers, available=memory)
@@ -189,11 +222,12 @@ def plan_segmentation(
     return planned
 
 
-def _new_plan(request: SegmentRequest, volume: Volume, model: StoredModel, roi: Box) -> SegmentPlan:
-    """Resolve what the request leaves open, but for what needs voxels: that is decided at the start."""
+def _new_plan(
+    request: SegmentRequest, volume: Volume, model: StoredModel, roi: Box, device: str
+) -> SegmentPlan:
+    """Resolve what the request leaves open, but for what needs voxels: `resolve` decides that."""
     spec = model.card.spec
-    device = inference.device_kind()
-    # Without a fast 16-bit type there is nothing to decide; else `start` decides on a real tile.
+    # Without a fast 16-bit type there is nothing to decide; else `resolve` decides on a real tile.
     undecided = request.dtype == "auto" and inference.fast_dtype(device) is not None
     dtype = "auto" if undecided else "float32" if request.dtype == "auto" else request.dtype
     tile = request.tile or budget.choose_tile(
@@ -279,7 +313,8 @@ def _probe_finite(volume: Volume, roi: Box) -> None:
     for corner in (roi.lower, middle, last):
         start = tuple(c // n * n for c, n in zip(corner, chunk))
         box = Box(start, tuple(s + n for s, n in zip(start, chunk))).intersect(roi)
-        require_finite(volume.read(box), box, volume, error=InputError)
+        with suppress(DataError):  # a damaged chunk fails its block, not the run
+            require_finite(volume.read(box), box, volume, error=InputError)
 
 
 def _axis_reads(tiling: Tiling, axis: int) -> int:

@@ -6,8 +6,10 @@ from unet_core.volumes.writing import (
     axis_names,
     create_multiscale,
     create_records_node,
+    open_for_reading,
     open_for_writing,
     read_box,
+    set_attributes,
     write_box,
 )
 
@@ -17,7 +19,9 @@ __all__ = [
     "axis_names",
     "create_multiscale",
     "create_records_node",
+    "open_for_reading",
     "open_for_writing",
     "read_box",
+    "set_attributes",
     "write_box",
 ]

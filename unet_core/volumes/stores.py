@@ -7,21 +7,45 @@ writes an object whole or not at all and has conditional creation on every backe
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import cached_property
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from datetime import timedelta
+from functools import cached_property, partial
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import obstore
-from obstore.exceptions import AlreadyExistsError, BaseError
+from obstore.exceptions import BaseError
 from obstore.store import LocalStore, from_url
-from zarr.storage import ObjectStore
 
 from unet_core.errors import InputError
+from unet_core.volumes.faults import (
+    before_work,
+    is_missing,
+    is_there,
+    next_pause,
+    patience,
+    pauses,
+    persist,
+    reached,
+    scrub,
+)
+from unet_core.volumes.zarr_store import CheckedStore
+
+T = TypeVar("T")
+_RETRIES = 10  # obstore's own, of one request
+_CONNECT, _REQUEST = 10.0, 60.0  # seconds
+_SHORT = 15.0  # seconds; who waits for a first look at a store has mostly mistyped its name
+_DELETED_AT_ONCE = 1000  # S3's limit
+_PROBE = ".unet-flows/probe"
+# A write in the making: obstore's NAME#1 (#2 if that is taken), zarr's NAME.UUID.partial.
+_STAGING = re.compile(r"[\w.-]+#[1-9]\d*|[\w.-]+\.[0-9a-f]{12}4[0-9a-f]{3}[89ab][0-9a-f]{15}\.partial")
 
 
 class Store:
@@ -29,6 +53,14 @@ class Store:
 
     Only the URL travels between processes; a store is opened where it is used. Credentials come from
     the environment (`AWS_*`) and never appear in `url`.
+
+    Raises
+    ------
+    InputError
+        The URL holds credentials or a signature, or names no kind of store that is known.
+    StoreError
+        From any operation: full, read-only, unreachable for `faults.patience` seconds, refused. What is
+        looked at before work starts (`exists`, `check_writable`) raises InputError instead.
     """
 
     def __init__(self, url: str | os.PathLike[str]) -> None:
@@ -40,6 +72,12 @@ class Store:
                 "a URL must not hold credentials: it is written into run records",
                 where=f"{split.scheme}://...@{split.hostname}",
                 fix="set them in the environment, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+            )
+        if self.remote and (split.query or split.fragment):
+            raise InputError(
+                "a URL must not hold a query: signed URLs would be written into run records",
+                where=f"{split.scheme}://{split.hostname}{split.path}",
+                expected="s3://bucket/key",
             )
         local = split.path if split.scheme == "file" else text
         self.url = text.rstrip("/") if self.remote else str(Path(local).expanduser().absolute())
@@ -58,11 +96,27 @@ class Store:
 
     @cached_property
     def _store(self) -> Any:
-        if not self.remote:
-            return LocalStore(self.url, mkdir=True)
-        options: dict[str, Any] = {}
+        return self._open()
+
+    @cached_property
+    def _asked_once(self) -> Any:
+        """The same store, without obstore's own retries."""
+        return self._open(retries=0)
+
+    def _open(self, *, seconds: float | None = None, retries: int = _RETRIES) -> Any:
+        with reached(self.url):
+            if not self.remote:
+                return LocalStore(self.url, mkdir=True)
+        seconds = patience() if seconds is None else seconds
+        clients: dict[str, Any] = {
+            "connect_timeout": timedelta(seconds=max(1.0, min(_CONNECT, seconds / 3))),
+            "timeout": timedelta(seconds=max(1.0, min(_REQUEST, seconds / 3))),
+        }
         if os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://"):
-            options["client_options"] = {"allow_http": True}
+            clients["allow_http"] = True
+        # A third: what obstore gives up is tried again by `persist`, and both together must end in time.
+        retry = {"max_retries": retries, "retry_timeout": timedelta(seconds=seconds / 3)}
+        options: dict[str, Any] = {"client_options": clients, "retry_config": retry}
         try:
             return from_url(self.url, **options)
         except (BaseError, ValueError) as error:
@@ -70,65 +124,128 @@ class Store:
                 "this URL cannot be opened",
                 where=self.url,
                 expected="a local path, or s3://bucket/key",
-                found=str(error).splitlines()[0],
+                found=scrub(str(error)),
             ) from None
 
-    def zarr(self, *, read_only: bool) -> ObjectStore[Any]:
-        """The store as zarr-python wants it."""
-        return ObjectStore(self._store, read_only=read_only)
+    def zarr(self, *, read_only: bool) -> CheckedStore:
+        """The store as zarr-python wants it; raises StoreError where zarr would raise obstore's errors."""
+        root = None if self.remote else self.path
+        return CheckedStore(self._store, read_only=read_only, url=self.url, root=root)
 
     def exists(self) -> bool:
-        """Whether anything lies here. Creates nothing."""
-        if not self.remote:
-            return self.path.exists()
-        with self._reached():
-            return any(len(batch) > 0 for batch in obstore.list(self._store, chunk_size=1))
+        """Whether anything lies here. Creates nothing.
+
+        Raises
+        ------
+        InputError
+            The bucket does not exist, access is refused, or the store does not answer.
+        """
+        with before_work(), reached(self.url):
+            if not self.remote:
+                return self.path.exists()
+            seconds = min(patience(), _SHORT)
+            return next(self._keys("", self._open(seconds=seconds), seconds), None) is not None
 
     def read(self, key: str) -> bytes | None:
         """The object's bytes, or None where there is none."""
-        if not self.remote and not self.path.is_dir():
+        if not self._readable():
             return None
-        with self._reached():
+
+        def attempt() -> bytes | None:
             try:
                 return bytes(obstore.get(self._store, key).bytes())
-            except (FileNotFoundError, NotADirectoryError):
-                return None
+            except (BaseError, OSError) as error:
+                if is_missing(error):
+                    return None
+                raise
+
+        return self._persist(key, attempt)
 
     def write(self, key: str, data: bytes) -> None:
         """Put an object, whole or not at all, over whatever was there."""
-        obstore.put(self._store, key, data)
+        self._persist(key, lambda: obstore.put(self._store, key, data))
 
     def create(self, key: str, data: bytes) -> bool:
-        """Put an object only where there is none; False where there is one."""
-        try:
-            obstore.put(self._store, key, data, mode="create")
-        except AlreadyExistsError:
-            return False
-        return True
+        """Put an object only where there is none; False where there is one.
+
+        A remote store may create the object and its answer may get lost. So after a broken answer, and
+        only then, an object that holds just these bytes counts as ours. Contenders for a key must write
+        different bytes.
+        """
+        store = self._asked_once if self.remote else self._store
+        lost_answer = False
+
+        def attempt() -> bool:
+            nonlocal lost_answer
+            try:
+                obstore.put(store, key, data, mode="create")
+            except BaseError as error:
+                if is_there(error):
+                    return False
+                lost_answer = self.remote
+                raise
+            return True
+
+        return self._persist(key, attempt) or (lost_answer and self.read(key) == data)
 
     def keys(self, prefix: str = "") -> Iterator[str]:
         """Keys below a prefix, streamed in pages: memory does not grow with their number."""
-        if not self.remote and not self.path.is_dir():
-            return
-        with self._reached():
-            for batch in obstore.list(self._store, prefix or None):
-                for item in batch:
-                    yield item["path"]
+        if self._readable():
+            yield from self._keys(prefix, self._store, patience())
 
-    @contextmanager
-    def _reached(self) -> Iterator[None]:
-        """One clear error where a remote store does not answer, or refuses."""
-        try:
-            yield
-        except BaseError as error:
-            if not self.remote:
-                raise
-            raise InputError(
-                "this store cannot be reached",
-                where=self.url,
-                found=str(error).splitlines()[0],
-                fix="check the bucket's name, AWS_ENDPOINT_URL, AWS_REGION and the credentials in AWS_*",
-            ) from None
+    def _keys(self, prefix: str, store: Any, seconds: float) -> Iterator[str]:
+        last: str | None = None
+        waits = pauses(seconds)
+        while True:
+            try:
+                for batch in obstore.list(store, prefix or None, offset=last):
+                    for item in batch:
+                        last = item["path"]
+                        yield last
+                    waits = pauses(seconds)  # what moves on may stumble again
+                return
+            except (BaseError, OSError) as error:
+                pause = next_pause(error, f"{self.url}/{prefix}", waits)
+            time.sleep(pause)
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """Delete objects, as their keys come; those that are not there are passed over."""
+        keys = iter(keys)
+        while batch := list(islice(keys, _DELETED_AT_ONCE if self.remote else 1)):
+            if self.remote:
+                self._persist(batch[0], partial(_delete, self._store, batch))
+            else:
+                self._unlink(batch[0])
+
+    def _unlink(self, key: str) -> None:
+        # obstore refuses the names of its own staging files, and stops at the first key that is missing.
+        if ".." in key.split("/") or not key.strip("/"):
+            raise ValueError(f"not a key: {key!r}")
+        with reached(f"{self.url}/{key}"), suppress(FileNotFoundError, NotADirectoryError):
+            Path(f"{self.url}/{key}").unlink()
+
+    def leftovers(self) -> Iterator[str]:
+        """Keys of staging files, left by writers that were killed while they wrote; for `delete`.
+
+        Only to be asked while nobody writes here: a staging file in use looks the same. Remote stores have
+        none; what they keep of broken uploads is invisible, and a rule of the bucket clears it away.
+        """
+        folders = [] if self.remote or not self.path.is_dir() else [self.url]
+        while folders:
+            with reached(self.url), os.scandir(folders.pop()) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(entry.path)
+                    elif _STAGING.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+                        yield os.path.relpath(entry.path, self.url)
+
+    def _readable(self) -> bool:
+        """False for a folder that is not there: opening it would create it."""
+        with reached(self.url):
+            return self.remote or self.path.is_dir()
+
+    def _persist(self, key: str, attempt: Callable[[], T]) -> T:
+        return persist(attempt, f"{self.url}/{key}", pauses(patience() if self.remote else 0))
 
     def check_writable(self, needed: int) -> None:
         """Refuse, before any work, an output that cannot be written or whose disk is too small.
@@ -136,11 +253,13 @@ class Store:
         Raises
         ------
         InputError
-            No permission to write here, or fewer than `needed` bytes are free.
+            No permission to write and delete here, no such bucket, or fewer than `needed` bytes are free.
         """
         if self.remote:
+            self._check_bucket()
             return
-        existing = next(p for p in (self.path, *self.path.parents) if p.exists())
+        with before_work(), reached(self.url):
+            existing = next(p for p in (self.path, *self.path.parents) if p.exists())
         if not existing.is_dir():
             raise InputError("the output lies below something that is not a folder", where=existing)
         try:
@@ -150,7 +269,7 @@ class Store:
             raise InputError(
                 "the output cannot be written",
                 where=existing,
-                found=error.strerror,
+                found=error.strerror or error,
                 fix="choose another --to, or get write permission there",
             ) from None
         free = shutil.disk_usage(existing).free
@@ -162,3 +281,23 @@ class Store:
                 found=f"{free:,} bytes free",
                 fix="choose another --to, or an --roi",
             )
+
+    def _check_bucket(self) -> None:
+        """Put and delete an empty object: nothing else tells whether both are allowed."""
+        seconds = min(patience(), _SHORT)
+        with before_work():
+            store = self._open(seconds=seconds)
+            for attempt in (partial(obstore.put, store, _PROBE, b""), partial(_delete, store, [_PROBE])):
+                persist(attempt, f"{self.url}/{_PROBE}", pauses(seconds))
+
+
+def _delete(store: Any, keys: list[str]) -> None:
+    try:
+        obstore.delete(store, keys)
+    except FileNotFoundError as error:
+        if not is_missing(error):
+            raise
+        # S3 does not mind a missing key; others stop at it.
+        for key in keys:
+            with suppress(FileNotFoundError):
+                obstore.delete(store, [key])

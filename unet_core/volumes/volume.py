@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +12,13 @@ import zarr
 from numpy.typing import NDArray
 from zarr.errors import NodeTypeValidationError
 
-from unet_core.errors import InputError
+from unet_core.errors import DataError, InputError
 from unet_core.geometry import Box, Grid, Shape, mirrored_span
 from unet_core.metadata import AXES, SPATIAL, Dataset, Multiscale, parse_multiscale
+from unet_core.volumes.chunks import box_of_key, read_checked
+from unet_core.volumes.faults import before_work
 from unet_core.volumes.stores import Store
+from unet_core.volumes.zarr_store import CheckedStore
 
 _SAMPLE_BOXES, _SAMPLE_SIDE = 16, 64  # what `Volume.identity` looks at
 # Axes of a plain array that names none, by its number of dimensions.
@@ -60,8 +63,13 @@ class Volume:
         ------
         InputError
             Nothing there, not a Zarr, no multiscales, a level, channel or time point that does not exist,
-            or an array that is not numeric.
+            an array that is not numeric, or a store that refuses or does not answer.
         """
+        with before_work():
+            return cls._open(url, level, channels, timepoint)
+
+    @classmethod
+    def _open(cls, url: str, level: int, channels: Sequence[int] | None, timepoint: int) -> Volume:
         store = Store(url)
         node = _open_node(store)
         if isinstance(node, zarr.Array):
@@ -135,8 +143,9 @@ class Volume:
     def identity(self) -> dict[str, Any]:
         """What makes two inputs the same input to a run; JSON-ready, no credentials.
 
-        `content` is a digest of the voxels of a few boxes spread evenly over the volume: it tells another
-        volume under the same name, at the cost of a few chunks, not a change of single voxels.
+        `content` holds digests of the voxels of a few boxes spread evenly over the volume: they tell another
+        volume under the same name, at the cost of a few chunks, not a change of single voxels. A box that
+        cannot be decoded has None: the volume is the same before and after it is mended.
         """
         return {
             "url": self.url,
@@ -146,19 +155,23 @@ class Volume:
             "channels": list(self.channels),
             "timepoint": self.timepoint,
             "metadata": self.metadata_digest,
-            "content": self._content_digest(),
+            "content": self._content_digests(),
         }
 
-    def _content_digest(self) -> str:
-        state = hashlib.sha256()
+    def _content_digests(self) -> list[str | None]:
         cell = tuple(min(n, c, _SAMPLE_SIDE) for n, c in zip(self.shape, self.chunk_shape))
         grid = Grid(self.box, cell)
         count = min(len(grid), _SAMPLE_BOXES)
-        for k in range(count):
-            # The middle of each of `count` equal stretches of the grid.
-            box = grid[(2 * k + 1) * len(grid) // (2 * count)].intersect(self.box)
-            state.update(np.ascontiguousarray(self.read(box)).data)
-        return state.hexdigest()[:16]
+        # The middle of each of `count` equal stretches of the grid.
+        boxes = (grid[(2 * k + 1) * len(grid) // (2 * count)] for k in range(count))
+        return [self._digest(box.intersect(self.box)) for box in boxes]
+
+    def _digest(self, box: Box) -> str | None:
+        try:
+            voxels = np.ascontiguousarray(self.read(box))
+        except DataError:
+            return None
+        return hashlib.sha256(voxels.data).hexdigest()[:16]
 
     def read(self, box: Box) -> NDArray[Any]:
         """Voxels of `box` as (channel, z, y, x), in the volume's data type.
@@ -166,6 +179,13 @@ class Volume:
         Beyond the faces the volume goes on mirrored, as numpy's `reflect` mode pads it: the face voxel
         is not repeated, reflection repeats where the box is wider than the axis, and an axis of one
         voxel repeats it.
+
+        Raises
+        ------
+        DataError
+            A chunk is damaged: the message names it. An absent chunk is no error, see `take_absent`.
+        StoreError
+            The store does not give what it has.
         """
         spans = [mirrored_span(a, b, n) for a, b, n in zip(box.lower, box.upper, self.shape)]
         inside = Box(tuple(a for a, _ in spans), tuple(b for _, b in spans))
@@ -175,32 +195,45 @@ class Volume:
                 data = np.take(data, mirrored_indices(start, stop, n) - low, axis=axis)
         return data
 
+    def take_absent(self) -> frozenset[Box]:
+        """Chunks met by reads since the last call whose objects are not there: z, y, x boxes, clipped.
+
+        They read as the fill value: background in one volume, a lost object in another; only the caller can
+        tell. A shard counts as one chunk, and an empty chunk inside a shard that is there does not count.
+        Channels and time points fall together. Reads may run in any threads; at most 131,072 objects are
+        kept for the next call.
+        """
+        store = self.array.store
+        keys = store.take_absent() if isinstance(store, CheckedStore) else []
+        boxes = (box_of_key(self.array, self.axes, key) for key in keys)
+        return frozenset(box for box in boxes if box is not None)
+
     def _read_inside(self, box: Box) -> NDArray[Any]:
         selection: dict[str, Any] = dict(zip(SPATIAL, box.slices))
         selection["t"] = self.timepoint
         spatial = self.spatial_axes
         if "c" not in self.axes:
-            data = np.asarray(self.array[tuple(selection[a] for a in self.axes)])[np.newaxis]
+            data = self._stored(selection)[np.newaxis]
             if len(self.channels) > 1:  # channel 0 more than once: grey values for an RGB model
                 data = np.repeat(data, len(self.channels), axis=0)
         else:
             first, last = min(self.channels), max(self.channels)
             if set(self.channels) == set(range(first, last + 1)):
                 selection["c"] = slice(first, last + 1)
-                block = np.asarray(self.array[tuple(selection[a] for a in self.axes)])
+                block = self._stored(selection)
                 block = np.moveaxis(block, self.axes.replace("t", "").index("c"), 0)
                 data = block[[c - first for c in self.channels]]
             else:
-                data = np.stack(
-                    [
-                        np.asarray(self.array[tuple({**selection, "c": c}[a] for a in self.axes)])
-                        for c in self.channels
-                    ]
-                )
+                data = np.stack([self._stored({**selection, "c": c}) for c in self.channels])
         # The array may hold its axes in another order than z, y, x; absent ones have length 1.
         stored = [a for a in self.axes if a in SPATIAL]
         data = data.transpose(0, *(1 + stored.index(a) for a in spatial))
         return data.reshape(len(self.channels), *box.shape)
+
+    def _stored(self, selection: Mapping[str, int | slice]) -> NDArray[Any]:
+        """One part of the array, in its own order of axes."""
+        part = tuple(selection[a] for a in self.axes)
+        return read_checked(self.array, part, self.axes)
 
 
 def mirrored_indices(start: int, stop: int, length: int) -> NDArray[np.intp]:

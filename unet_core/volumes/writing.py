@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec, ZstdCodec
+from zarr.errors import NodeTypeValidationError
 
+from unet_core.errors import DataError
 from unet_core.geometry import Box, Shape
 from unet_core.metadata import SPATIAL, PyramidLevel, ome_attributes
+from unet_core.volumes.chunks import read_checked, write_checked
+from unet_core.volumes.faults import scrub
 from unet_core.volumes.stores import Store
 
 
@@ -78,30 +83,69 @@ def create_multiscale(
 
 
 def open_for_writing(store: Store, path: str) -> zarr.Array[Any]:
-    """An array of a multiscale made by `create_multiscale`."""
-    return zarr.open_array(
-        store.child(path).zarr(read_only=False), mode="r+", config={"write_empty_chunks": False}
-    )
+    """An array of a multiscale made by `create_multiscale`.
+
+    Raises
+    ------
+    DataError
+        It is not there, or its metadata is damaged.
+    """
+    return _open(store.child(path), "r+")
+
+
+def open_for_reading(store: Store, path: str) -> zarr.Array[Any]:
+    """The same, for those who only look."""
+    return _open(store.child(path), "r")
+
+
+def _open(store: Store, mode: Literal["r", "r+"]) -> zarr.Array[Any]:
+    try:
+        return zarr.open_array(
+            store.zarr(read_only=mode == "r"), mode=mode, config={"write_empty_chunks": False}
+        )
+    except (FileNotFoundError, NodeTypeValidationError, KeyError, ValueError) as error:
+        raise DataError(
+            "this array cannot be opened",
+            where=store.url,
+            expected="an array that this run made",
+            found=f"{type(error).__name__}: {scrub(str(error))}",
+            fix="give the command again with --restart, or choose another --to",
+        ) from None
 
 
 def write_box(array: zarr.Array[Any], box: Box, data: NDArray[Any], *, timepoint: int = 0) -> None:
     """Write (z, y, x) or, where the array has channels, (channel, z, y, x) data of a box inside the array.
 
     One writer per shard is the planner's promise, not checked here: two processes that write parts of
-    one shard lose data.
+    one shard lose data. A damaged shard that lies inside the box is replaced.
+
+    Raises
+    ------
+    DataError
+        A shard of which only a part is written is damaged.
+    StoreError
+        The store is full, read-only, out of reach.
     """
     axes = axis_names(array)
     selection: dict[Any, Any] = {"t": timepoint, "c": slice(None), **dict(zip(SPATIAL, box.slices))}
     present = [n for a, n in zip(SPATIAL, box.shape) if a in axes]
-    array[tuple(selection[a] for a in axes)] = data.reshape(*data.shape[:-3], *present)
+    part = tuple(selection[a] for a in axes)
+    write_checked(array, part, data.reshape(*data.shape[:-3], *present), axes)
 
 
 def read_box(array: zarr.Array[Any], box: Box, *, timepoint: int = 0) -> NDArray[Any]:
-    """(channel, z, y, x) data of a box of an array of `create_multiscale`; one channel if it has none."""
+    """(channel, z, y, x) data of a box of an array of `create_multiscale`; one channel if it has none.
+
+    Raises
+    ------
+    DataError
+        A chunk is damaged: the message names it.
+    StoreError
+        The store does not give what it has.
+    """
     axes = axis_names(array)
     selection: dict[Any, Any] = {"t": timepoint, "c": slice(None), **dict(zip(SPATIAL, box.slices))}
-    data = np.asarray(array[tuple(selection[a] for a in axes)])
-    return data.reshape(-1, *box.shape)
+    return read_checked(array, tuple(selection[a] for a in axes), axes).reshape(-1, *box.shape)
 
 
 def create_records_node(store: Store, path: str) -> None:
@@ -125,3 +169,14 @@ def create_records_node(store: Store, path: str) -> None:
 def axis_names(array: zarr.Array[Any]) -> tuple[str, ...]:
     """The axes of an array made by `create_multiscale`, such as ("c", "z", "y", "x")."""
     return tuple(str(name) for name in getattr(array.metadata, "dimension_names", None) or ())
+
+
+def set_attributes(store: Store, attributes: Mapping[str, Any]) -> None:
+    """Put attributes beside those that the Zarr group at `store` has; does nothing where none is."""
+    key = "zarr.json"
+    data = store.read(key)
+    if data is None:
+        return
+    document = json.loads(data)
+    document["attributes"] = {**document.get("attributes", {}), **attributes}
+    store.write(key, json.dumps(document, indent=2).encode())

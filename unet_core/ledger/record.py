@@ -1,38 +1,27 @@
-"""Truth on disk: what a run is, which of its blocks are done, and how it ended.
+"""What a run is: its record, written once, before the first block; the same request goes on with it.
 
-    OUTPUT/.unet-flows/run.json                   written once, before the first block
-                       status.json                running, complete, partial or failed
-                       ledger/STAGE/INDEX-DIGEST  one empty object per finished block
-
-An entry is written after its block's data, by the block's one writer, so that "done" is never a guess
-from chunks that exist: chunks that hold only background do not. Reading a ledger is one listing, and
-opens no object.
+OUTPUT/.unet-flows/run.json
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
-from typing import Any, Literal
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any
 
 from unet_core.errors import InputError
 from unet_core.volumes import Store, create_records_node
 
 FOLDER = ".unet-flows"
-FORMAT = 1
+FORMAT = 2
 # Changes only when results would: a patch release resumes the runs of the one before.
 RESULTS_VERSION = 1
-Status = Literal["running", "complete", "partial", "failed"]
 AUTO = (None, "auto")
-_ENTRY = re.compile(r"(\d+)-[0-9a-f]+")
+_FIELDS = {"kind": str, "identity": dict, "plan": dict}
 
 
 @dataclass(frozen=True)
@@ -74,7 +63,7 @@ def read_record(store: Store) -> RunRecord | None:
     InputError
         A record that cannot be read or was written by a newer version.
     """
-    document = _read_json(store, "run.json")
+    document = read_json(store, "run.json")
     if document is None:
         return None
     where = f"{store.url}/{FOLDER}/run.json"
@@ -85,6 +74,10 @@ def read_record(store: Store) -> RunRecord | None:
             expected=f"format {FORMAT}, results version {RESULTS_VERSION}",
             found=f"format {document.get('format')}, results version {document.get('results_version')}",
             fix="choose another --to, or use the version that began it",
+        )
+    if not all(isinstance(document.get(name), t) for name, t in _FIELDS.items()):
+        raise InputError(
+            "this run record cannot be read", where=where, expected=f"fields {', '.join(_FIELDS)}"
         )
     return RunRecord(document["kind"], document["identity"], document["plan"])
 
@@ -101,10 +94,7 @@ def begun(store: Store, kind: str, request: Mapping[str, Any]) -> RunRecord | No
     """
     record = read_record(store)
     if record is None:
-        if store.exists() and next(store.keys(), None) is not None:
-            raise InputError(
-                "the output exists and was not made by unet-flows", where=store.url, fix="choose another --to"
-            )
+        require_ours(store)
         return None
     if record.kind != kind:
         raise InputError(
@@ -115,7 +105,9 @@ def begun(store: Store, kind: str, request: Mapping[str, Any]) -> RunRecord | No
             fix="choose another --to",
         )
     differing = [
-        name for name, value in request.items() if value not in AUTO and record.identity.get(name) != value
+        name
+        for name, value in request.items()
+        if value not in AUTO and not _agree(value, record.identity.get(name))
     ]
     if differing:
         raise InputError(
@@ -123,13 +115,35 @@ def begun(store: Store, kind: str, request: Mapping[str, Any]) -> RunRecord | No
             where=store.url,
             expected="; ".join(f"{name} {_short(record.identity.get(name))}" for name in differing),
             found="; ".join(f"{name} {_short(request[name])}" for name in differing),
-            fix="give the same parameters to go on with it, or choose another --to",
+            fix="give the same parameters to go on with it, choose another --to, or --restart",
         )
     return record
 
 
+def require_ours(store: Store) -> None:
+    """Refuse a folder that holds something and no run of ours: it is not ours to write into or to clear.
+
+    Raises
+    ------
+    InputError
+        An output of another program.
+    """
+    if store.read(f"{FOLDER}/run.json") is not None or not store.exists():
+        return
+    if next(contents(store), None) is not None:
+        raise InputError(
+            "the output exists and was not made by unet-flows", where=store.url, fix="choose another --to"
+        )
+
+
+def contents(store: Store) -> Iterator[str]:
+    """Keys of everything in an output that is not a record of ours."""
+    everything = store.keys()
+    return (key for key in everything if not key.startswith(f"{FOLDER}/"))
+
+
 def begin(store: Store, record: RunRecord) -> None:
-    """Write the record of a run, before its arrays; a run that goes on only changes its status.
+    """Write the record of a run, before its arrays; a run that goes on finds its own.
 
     Raises
     ------
@@ -147,76 +161,24 @@ def begin(store: Store, record: RunRecord) -> None:
                 fix="choose another --to",
             )
     create_records_node(store, FOLDER)
-    set_status(store, "running")
 
 
-def set_status(store: Store, status: Status, **facts: Any) -> None:
-    """Record how the run stands; `facts` (counts, failures) go with it."""
-    store.write(f"{FOLDER}/status.json", json.dumps({"status": status, **facts}, indent=1).encode())
+def clear(store: Store) -> None:
+    """Take away a run with all it wrote, so that another can begin. The caller holds the lease.
+
+    The ledger goes first and the record last: killed half-way, what is left is the old run with blocks to
+    do, never a ledger without its data.
+    """
+    require_ours(store)
+    store.delete(store.keys(f"{FOLDER}/ledger"))
+    store.delete(contents(store))
+    kept = (f"{FOLDER}/lease/", f"{FOLDER}/run.json")
+    store.delete(key for key in store.keys(FOLDER) if not key.startswith(kept))
+    store.delete([f"{FOLDER}/run.json"])
 
 
-def read_status(store: Store) -> dict[str, Any] | None:
-    """How the run on this output stands; None where no run of ours made it."""
-    return _read_json(store, "status.json")
-
-
-def require_complete(store: Store) -> None:
-    """Refuse what a run of ours began and did not finish. Volumes of other programs pass."""
-    status = read_status(store)
-    if status is not None and status["status"] != "complete":
-        raise InputError(
-            "this volume is not complete",
-            where=store.url,
-            expected="status complete",
-            found=f"status {status['status']}",
-            fix="run the command that makes it once more: it does only what is missing",
-        )
-
-
-@dataclass(frozen=True)
-class Ledger:
-    """The finished blocks of one stage. `count` is the number of blocks of the stage."""
-
-    store: Store
-    stage: str
-    count: int
-
-    @property
-    def _prefix(self) -> str:
-        return f"{FOLDER}/ledger/{self.stage}"
-
-    def done(self) -> NDArray[np.bool_]:
-        """One flag per block, read by one listing."""
-        flags = np.zeros(self.count, np.bool_)
-        for key in self.store.keys(self._prefix):
-            entry = _ENTRY.fullmatch(key.rsplit("/", 1)[1])
-            if entry is None:
-                continue  # what file systems leave behind, such as .nfs0001
-            index = int(entry[1])
-            if index >= self.count:
-                raise InputError(
-                    "the ledger does not belong to this plan",
-                    where=f"{self.store.url}/{key}",
-                    expected=f"blocks 0 to {self.count - 1}",
-                    found=index,
-                )
-            flags[index] = True
-        return flags
-
-    def commit(self, index: int, digest: str) -> None:
-        """Record a block as done. Call it last: after its data is in the store."""
-        self.store.write(f"{self._prefix}/{index}-{digest}", b"")
-
-
-def digest_of(*arrays: NDArray[Any]) -> str:
-    """16 hex digits over the bytes of a block's results, for the ledger."""
-    state = hashlib.blake2b(digest_size=8)
-    for array in arrays:
-        state.update(np.ascontiguousarray(array).data)
-    return state.hexdigest()
-
-
-def _read_json(store: Store, name: str) -> dict[str, Any] | None:
+def read_json(store: Store, name: str) -> dict[str, Any] | None:
+    """A JSON object of the records folder; None where there is none, InputError where it is damaged."""
     data = store.read(f"{FOLDER}/{name}")
     if data is None:
         return None
@@ -227,6 +189,15 @@ def _read_json(store: Store, name: str) -> dict[str, Any] | None:
     if not isinstance(document, dict):
         raise InputError("this run record cannot be read", where=f"{store.url}/{FOLDER}/{name}")
     return document
+
+
+def _agree(one: Any, other: Any) -> bool:
+    """Equal; but in a list, what was not known on one side (None) agrees with everything."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_agree(one[key], other[key]) for key in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(None in (a, b) or a == b for a, b in zip(one, other))
+    return bool(one == other)
 
 
 def _short(value: Any) -> str:

@@ -1,0 +1,197 @@
+"""Trying one block: what came of it, whose fault it was, and a fresh process for blocks that need one.
+
+An error never leaves `attempt` as an exception: it comes back as data, with its traceback and a verdict.
+
+    verdict    whose fault                       what the stage does with it
+    block      this block's (data, memory)       again, then quarantine; the others go on
+    worker     this worker's (other bits)        another worker does the block
+    run        everyone's (disk full, no lease)  the run stops, to go on later
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from importlib import import_module
+from threading import Lock
+from typing import Any, Literal
+
+from flows.supervise import end_with_parent
+from unet_core.errors import InputError, LostLeaseError, StoreError, UnetFlowsError, UnfitWorkerError
+from unet_core.ledger import Done
+
+Verdict = Literal["block", "worker", "run"]
+
+# A Dask worker of several threads must not hold several networks and tiles: the plan counts one.
+_ONE_AT_A_TIME = Lock()
+_STOPS = (StoreError, LostLeaseError, InputError)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failed:
+    """A block that was tried and not done. `worker` is the process's host and number.
+
+    `final`: trying again would do no better.
+    """
+
+    verdict: Verdict
+    error: str
+    traceback: str
+    worker: str
+    final: bool = False
+
+
+Outcome = Done | Failed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What a stage does with a block: `function(*arguments, index)`.
+
+    Attributes
+    ----------
+    timeout
+        Seconds after which a block counts as hung; its process is ended. None: no limit.
+    importable
+        Whether another process can import the function, and be given its arguments as JSON.
+    """
+
+    function: Callable[..., Done]
+    arguments: tuple[Any, ...] = ()
+    timeout: float | None = None
+    importable: bool = True
+
+
+def attempt(work: Work, index: int, *, alone: bool = False, watched: bool = True) -> Outcome:
+    """Do one block in this process, or `alone` in a fresh one.
+
+    `watched`: end this process when the block hangs, as only a worker may be ended.
+    """
+    with _ONE_AT_A_TIME:
+        if alone:
+            return _in_fresh_process(work, index)
+        try:
+            with _watchdog(work.timeout if watched else None):
+                return work.function(*work.arguments, index)
+        except Exception as error:
+            failed = _failed(error)
+            starved = _is_memory(error)
+        # Outside the handler: the traceback no longer holds the tensors.
+        if not starved or not work.importable:
+            return failed
+        from flows import worker
+
+        worker.forget()
+        again = _in_fresh_process(work, index)
+        return again if isinstance(again, Done) else _with_advice(again, work)
+
+
+def _failed(error: Exception) -> Failed:
+    verdict: Verdict = "block"
+    if isinstance(error, UnfitWorkerError):
+        verdict = "worker"
+    elif isinstance(error, _STOPS):
+        verdict = "run"
+    text = str(error) if isinstance(error, UnetFlowsError) else f"{type(error).__name__}: {error}"
+    return Failed(verdict=verdict, error=text, traceback=traceback.format_exc(), worker=this_worker())
+
+
+def this_worker() -> str:
+    """Host and process, as people look for them."""
+    return f"{socket.gethostname()}, process {os.getpid()}"
+
+
+def _is_memory(error: Exception) -> bool:
+    """Whether an allocation failed: numpy's, torch's on a GPU, torch's on the CPU (which has no type)."""
+    text = str(error)
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in text)
+    )
+
+
+def _with_advice(failed: Failed, work: Work) -> Failed:
+    """The failure of a block that found too little memory twice, with the tile that would fit."""
+    from flows import worker
+
+    tile = None
+    with suppress(Exception):  # advice must not hide the failure
+        tile = worker.tile_that_fits(work.arguments[0], work.arguments[1])
+    advice = "a smaller --tile, which is another run (another --to)"
+    if tile is not None:
+        advice = f"--tile {tile} would fit here; another tile is another run (another --to)"
+    return replace(failed, error=f"{failed.error}\n  to do:    {advice}", final=True)
+
+
+@contextmanager
+def _watchdog(timeout: float | None) -> Iterator[None]:
+    """End this process, with a traceback on its error output, unless the context is left in time."""
+    if timeout is None:
+        yield
+        return
+    # A thread of the interpreter could not interrupt a call that holds the interpreter's lock; this can.
+    faulthandler.dump_traceback_later(timeout, exit=True)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+def _in_fresh_process(work: Work, index: int) -> Outcome:
+    """The block in a process of its own: clean memory, and if it dies nothing else does."""
+    request = {
+        "function": f"{work.function.__module__}:{work.function.__qualname__}",
+        "arguments": work.arguments,
+        "index": index,
+    }
+    try:
+        process = subprocess.run(
+            [sys.executable, "-m", "flows.attempt"],
+            input=json.dumps(request),
+            capture_output=True,
+            text=True,
+            timeout=work.timeout,
+        )
+    except subprocess.TimeoutExpired:
+        return _lost(f"the block did not end within {work.timeout:.0f} s, in a process of its own", "")
+    lines = process.stdout.splitlines()
+    if process.returncode != 0 or not lines:
+        how = (
+            f"was killed by signal {-process.returncode} (9: often too little memory)"
+            if process.returncode < 0
+            else f"ended with exit code {process.returncode}"
+        )
+        return _lost(f"a process of its own for this block {how}", process.stderr[-4000:])
+    answer = json.loads(lines[-1])
+    return Done(**answer["done"]) if "done" in answer else Failed(**answer["failed"])
+
+
+def _lost(error: str, details: str) -> Failed:
+    return Failed(verdict="block", error=error, traceback=details, worker=this_worker())
+
+
+def _main() -> None:
+    """The fresh process: one request on standard input, one answer on the last line of standard output."""
+    end_with_parent(signal.SIGKILL)
+    request = json.load(sys.stdin)
+    module, _, name = request["function"].partition(":")
+    try:
+        done = getattr(import_module(module), name)(*request["arguments"], request["index"])
+        answer: dict[str, Any] = {"done": asdict(done)}
+    except Exception as error:
+        answer = {"failed": asdict(_failed(error))}
+    print(json.dumps(answer))
+
+
+if __name__ == "__main__":
+    _main()

@@ -1,0 +1,195 @@
+"""`status`, `verify` and `clean`: an output looked at, checked and tidied from what lies on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from distributed import Client
+
+from flows import worker
+from flows.attempt import Failed, Work
+from flows.engines import Engine, InProcess, OnWorkers, WorkerDied
+from flows.progress import stage_progress
+from unet_core.errors import RunError, StoreError
+from unet_core.ledger import Lease, Quarantine, hold, holder, read_status, set_status
+from unet_core.verification import RunOnDisk, missing_arrays, reopen
+from unet_core.volumes import Store
+
+FAILURES_SHOWN = 100
+
+
+def status(output: str) -> dict[str, Any]:
+    """How the run on an output stands, from its records alone: while it runs, after it ended, or was killed.
+
+    Raises
+    ------
+    InputError
+        No run of ours is there, or its records cannot be read.
+    """
+    run = RunOnDisk.open(Store(output))
+    recorded = read_status(run.store) or {"status": "partial"}
+    owner = holder(run.store)
+    stages = {}
+    failures = []
+    for stage in run.stages:
+        entries = run.ledger(stage.name).read()
+        quarantine = Quarantine(run.store, stage.name)
+        failed = [i for i in quarantine.indices() if i < stage.count and not entries.done[i]]
+        stages[stage.name] = {
+            "total": stage.count,
+            "done": int(entries.done.sum()),
+            "failed": len(failed),
+            "absent_chunks": int(entries.absent.sum()),
+        }
+        failures += [asdict(f) for f in quarantine.failures(limit=FAILURES_SHOWN)]
+    # A run says that it is held until it ends; one that was killed cannot take it back.
+    held = owner is not None and not owner.released and not owner.process_is_gone
+    return {
+        "command": "status",
+        "output": run.store.url,
+        "kind": run.record.kind,
+        "run": run.record.fingerprint,
+        "status": recorded["status"],
+        "held_by": str(owner) if held else None,
+        "progress": owner.document.get("report") or None if owner is not None and held else None,
+        "stages": stages,
+        "failed": failures,
+    }
+
+
+@dataclass
+class Verification:
+    """What `verify` found. Counts are blocks by stage; `problems` describes the first of the damaged ones."""
+
+    output: str
+    checked: dict[str, int] = field(default_factory=dict)
+    missing: dict[str, int] = field(default_factory=dict)
+    damaged: dict[str, int] = field(default_factory=dict)
+    problems: list[dict[str, Any]] = field(default_factory=list)
+    leftovers: list[str] = field(default_factory=list)
+    reopened: dict[str, int] = field(default_factory=dict)
+    status: str = "partial"
+
+    @property
+    def sound(self) -> bool:
+        """Whether everything is there and as it was committed."""
+        return not any(self.damaged.values()) and not any(self.missing.values()) and not self.problems
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"command": "verify", **asdict(self), "sound": self.sound}
+
+
+def verify(output: str, *, repair: bool = False, client: Client | None = None) -> Verification:
+    """Read every block that a ledger says is done, and compare it with what was committed.
+
+    With `repair`, damaged blocks and what was made from them are open again: the command that made the
+    output does them anew.
+
+    Raises
+    ------
+    InputError
+        No run of ours is there, or another run is at work on it.
+    """
+    run = RunOnDisk.open(Store(output))
+    found = Verification(run.store.url)
+    with _at_rest(run.store, must_write=repair) as lease:
+        bad: dict[str, list[int]] = {}
+        for stage in run.stages:
+            done = run.ledger(stage.name).read().done
+            found.checked[stage.name] = int(done.sum())
+            found.missing[stage.name] = stage.count - int(done.sum())
+            gone = missing_arrays(run.store, stage) if done.any() else []
+            if gone:
+                found.problems.append({"stage": stage.name, "error": f"no array at {', '.join(gone)}"})
+                bad[stage.name] = list(map(int, np.flatnonzero(done)))
+            else:
+                arguments = (run.store.url, run.record.fingerprint, stage.name)
+                work = Work(function=worker.verify, arguments=arguments)
+                engine: Engine = InProcess(work) if client is None else OnWorkers(client, work, "verify")
+                bad[stage.name] = []
+                for index, failed in _failures(engine, done, f"verify {stage.name}"):
+                    bad[stage.name].append(index)
+                    if len(found.problems) < FAILURES_SHOWN:
+                        found.problems.append({"stage": stage.name, "block": index, "error": failed.error})
+            found.damaged[stage.name] = len(bad[stage.name])
+        found.leftovers = list(run.store.leftovers())
+        recorded = (read_status(run.store) or {}).get("status", "partial")
+        if recorded == "complete" and any(found.missing.values()):
+            found.problems.append({"error": "the status is complete and blocks are missing"})
+        found.status = recorded
+        if lease is not None and repair and not found.sound:
+            found.reopened = reopen(run, bad, epoch=lease.epoch)
+            found.status = "partial"
+            set_status(run.store, "partial")
+    return found
+
+
+@contextmanager
+def _at_rest(store: Store, *, must_write: bool) -> Iterator[Lease | None]:
+    """Keep other runs away; where nobody can write, nobody has to be kept away."""
+    with ExitStack() as stack:
+        lease: Lease | None = None
+        try:
+            lease = stack.enter_context(hold(store))
+        except StoreError:
+            if must_write:
+                raise
+        yield lease
+
+
+def _failures(engine: Engine, done: np.ndarray[Any, Any], name: str) -> Iterator[tuple[int, Failed]]:
+    """The blocks among those done that cannot be read as they were written."""
+    waiting = map(int, np.flatnonzero(done))
+    total = int(done.sum())
+    with stage_progress(name, total, prefect=False) as progress:
+        checked = 0
+        while True:
+            while engine.has_room and (index := next(waiting, None)) is not None:
+                engine.submit(index, alone=False)
+            if not engine.busy:
+                break
+            index, outcome = engine.next()
+            if isinstance(outcome, WorkerDied):
+                raise RunError("workers died while they read this output", where=f"block {index}")
+            if isinstance(outcome, Failed):
+                if outcome.verdict != "block":
+                    raise RunError("the output cannot be read", found=outcome.error)
+                yield index, outcome
+            checked += 1
+            progress.update(checked)
+        progress.close(checked)
+
+
+def clean(output: str) -> dict[str, Any]:
+    """Take away what killed runs left behind and nobody needs; never data, never what is done.
+
+    Staging files of writes that were killed, records of failed blocks that have been done since, and
+    ledger entries that can be sealed into one file.
+
+    Raises
+    ------
+    InputError
+        No run of ours is there, or another run is at work on it.
+    """
+    run = RunOnDisk.open(Store(output))
+    with hold(run.store) as lease:
+        leftovers = list(run.store.leftovers())
+        run.store.delete(leftovers)
+        failures = 0
+        for stage in run.stages:
+            entries = run.ledger(stage.name, epoch=lease.epoch).seal()
+            quarantine = Quarantine(run.store, stage.name)
+            for index in quarantine.indices():
+                if index >= stage.count or entries.done[index]:
+                    quarantine.release(index)
+                    failures += 1
+    return {
+        "command": "clean",
+        "output": run.store.url,
+        "leftovers_removed": len(leftovers),
+        "failure_records_removed": failures,
+    }

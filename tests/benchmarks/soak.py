@@ -1,0 +1,55 @@
+"""Two hundred kills in one run: workers, nannies, the scheduler, the flow's process, all at once.
+
+    python tests/benchmarks/soak.py [--kills 200] [--seed 1]
+
+The run is begun again whenever it ended, and given new work when it got complete too soon. At the end its
+bytes must be those of an undisturbed run, and `verify` must find it sound. Takes about half an hour.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from killing import Running, make_inputs, prefect_server, segment_command, soak, voxels
+
+from flows.inspection import verify
+
+
+def main() -> None:
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        make_inputs(root)
+        with prefect_server(root / "prefect") as environment:
+            code, _, errors = Running.start(segment_command(root, root / "whole"), **environment).end()
+            if code != 0:
+                raise SystemExit(errors)
+            began = time.monotonic()
+            told = soak(root, root / "soaked", options.kills, options.seed, environment)
+        found = verify(str(root / "soaked"))
+        document = {
+            "kills": sum(told["kills"].values()),
+            "victims": told["kills"],
+            "commands_begun": told["begun"],
+            "seconds": round(time.monotonic() - began),
+            "bytes_equal": voxels(root / "soaked") == voxels(root / "whole"),
+            "sound": found.sound,
+            "leftovers": len(found.leftovers),
+        }
+    print(json.dumps(document, indent=1))
+    if not (document["bytes_equal"] and document["sound"]):
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""Truth on disk: what a run is, who owns it, which of its blocks are done, which failed, how it stands.
+
+    OUTPUT/.unet-flows/run.json       record       what the run is; written once
+                       lease/         lease        who owns the output
+                       ledger/STAGE/  entries      which blocks are done
+                       failed/STAGE/  quarantine   which blocks failed, and why
+                       status.json    status       complete, partial or failed
+
+The mechanism is one for all stages: a stage is a plan of blocks (`Stage`), a function that does one and
+commits it, and a ledger.
+"""
+
+from unet_core.ledger.entries import Entries, Ledger, digest_of
+from unet_core.ledger.lease import Holder, Lease, hold, holder, require_epoch
+from unet_core.ledger.quarantine import Failure, Quarantine
+from unet_core.ledger.record import (
+    FOLDER,
+    RunRecord,
+    begin,
+    begun,
+    clear,
+    read_record,
+    require_ours,
+)
+from unet_core.ledger.stage import Done, Stage
+from unet_core.ledger.status import Status, read_status, require_complete, set_status
+
+__all__ = [
+    "FOLDER",
+    "Done",
+    "Entries",
+    "Failure",
+    "Holder",
+    "Lease",
+    "Ledger",
+    "Quarantine",
+    "RunRecord",
+    "Stage",
+    "Status",
+    "begin",
+    "begun",
+    "clear",
+    "digest_of",
+    "hold",
+    "holder",
+    "read_record",
+    "read_status",
+    "require_complete",
+    "require_epoch",
+    "require_ours",
+    "set_status",
+]

@@ -1,0 +1,135 @@
+"""A finished or unfinished run looked at from disk alone: its stages, its blocks, what is damaged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from unet_core import ingestion, segmentation
+from unet_core.errors import DataError, InputError
+from unet_core.geometry import Box
+from unet_core.ledger import Done, Ledger, RunRecord, Stage, digest_of, read_record
+from unet_core.volumes import Store, open_for_reading, read_box
+
+# Damaged blocks that are traced to the later blocks they went into; with more, all later blocks are redone.
+_TRACED = 1000
+
+
+@dataclass(frozen=True)
+class RunOnDisk:
+    """The run that made, or is making, an output."""
+
+    store: Store
+    record: RunRecord
+
+    @classmethod
+    def open(cls, store: Store) -> RunOnDisk:
+        """The run at `store`.
+
+        Raises
+        ------
+        InputError
+            Nothing there, nothing of ours, or a record that cannot be read.
+        """
+        record = read_record(store)
+        if record is None:
+            raise InputError(
+                "no run of unet-flows is here",
+                where=store.url,
+                expected="an output of unet-flows ingest or segment",
+                found="a folder without a run record" if store.exists() else "nothing",
+                fix="check the path",
+            )
+        return cls(store, record)
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """Its stages, in order."""
+        return stages_of(self.record)
+
+    def stage(self, name: str) -> Stage:
+        return next(stage for stage in self.stages if stage.name == name)
+
+    def ledger(self, name: str, *, epoch: int = 0) -> Ledger:
+        return Ledger(self.store, name, self.stage(name).count, epoch)
+
+
+def stages_of(record: RunRecord) -> tuple[Stage, ...]:
+    """The stages of a run, from its record.
+
+    Raises
+    ------
+    InputError
+        A kind of run that this version does not know.
+    """
+    plan = dict(record.plan)
+    try:
+        if record.kind == segmentation.KIND:
+            return segmentation.SegmentPlan.from_dict(plan).stages
+        if record.kind == ingestion.KIND:
+            return ingestion.IngestPlan.from_dict(plan["ingest"]).stages
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError("this run record cannot be read", found=f"{type(error).__name__}: {error}") from None
+    raise InputError(
+        "this kind of run is not known",
+        expected=f"{segmentation.KIND} or {ingestion.KIND}",
+        found=record.kind,
+        fix="use the version of unet-flows that made it",
+    )
+
+
+def verify_block(store: Store, stage: Stage, index: int, digest: str) -> Done:
+    """Read what one finished block wrote; every chunk's checksum is checked on the way.
+
+    Raises
+    ------
+    DataError
+        A chunk that does not decode, or voxels other than those that were committed: damaged, lost
+        (a machine that lost power may keep a ledger entry without its data), or written by someone else.
+    """
+    timepoint, box = stage.target(index)
+    arrays = [open_for_reading(store, path) for path in stage.arrays]
+    found = digest_of(*(read_box(array, box, timepoint=timepoint) for array in arrays))
+    if found != digest:
+        raise DataError(
+            "the stored voxels are not those that were committed",
+            where=f"{store.url}/{stage.arrays[0]} [{box}]",
+            expected=f"digest {digest}",
+            found=found,
+            fix="unet-flows verify OUTPUT --repair, then the command that made it",
+        )
+    return Done(box.size)
+
+
+def reopen(run: RunOnDisk, damaged: Mapping[str, Iterable[int]], *, epoch: int) -> dict[str, int]:
+    """Take damaged blocks, and the blocks of later stages that were made from them, out of the ledgers.
+
+    Returns how many blocks of each stage are open now that were not before. The caller holds the lease.
+    """
+    extents: list[tuple[int, Box]] = []
+    opened: dict[str, int] = {}
+    for stage in run.stages:
+        ledger = run.ledger(stage.name, epoch=epoch)
+        done = ledger.read().done
+        indices = {index for index in damaged.get(stage.name, ()) if done[index]}
+        if len(extents) > _TRACED:
+            indices.update(map(int, np.flatnonzero(done)))
+        elif extents:
+            indices.update(index for index in map(int, np.flatnonzero(done)) if _meets(stage, index, extents))
+        if indices:
+            ledger.seal(without=sorted(indices))
+            extents += [stage.extent(index) for index in sorted(indices)]
+            opened[stage.name] = len(indices)
+    return opened
+
+
+def missing_arrays(store: Store, stage: Stage) -> list[str]:
+    """Paths of the stage's arrays that are not there at all."""
+    return [path for path in stage.arrays if store.read(f"{path}/zarr.json") is None]
+
+
+def _meets(stage: Stage, index: int, extents: list[tuple[int, Box]]) -> bool:
+    timepoint, box = stage.extent(index)
+    return any(t == timepoint and box.intersect(other) for t, other in extents)

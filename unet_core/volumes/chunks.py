@@ -1,0 +1,169 @@
+"""The chunks of an array as objects in a store: reading them checked, naming the one that is damaged.
+
+What a damaged chunk raises depends on its codec (RuntimeError, ValueError, EOFError, OSError without a
+number, zlib.error, ...). Faults of the store never get here as anything but StoreError, so whatever else a
+read raises is the data's, if one of its chunks raises again when it is read alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from itertools import product
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.core import sync as zarr_sync
+
+from unet_core.errors import DataError, UnetFlowsError
+from unet_core.geometry import Box, Shape
+from unet_core.metadata import SPATIAL
+from unet_core.volumes.faults import scrub
+from unet_core.volumes.zarr_store import CheckedStore
+
+Selection = tuple[int | slice, ...]
+Extent = Sequence[tuple[int, int]]  # start and stop of each axis of an array
+
+
+def read_checked(array: zarr.Array[Any], selection: Selection, axes: Sequence[str]) -> NDArray[Any]:
+    """`array[selection]`, where a chunk that cannot be decoded has a name.
+
+    Parameters
+    ----------
+    selection
+        One index or slice per axis.
+    axes
+        The array's axes, of t, c, z, y, x.
+
+    Raises
+    ------
+    DataError
+        A damaged chunk. One that was never written is no error: it holds the fill value.
+    StoreError
+        The store does not give what it has.
+    """
+    try:
+        return np.asarray(array[selection])
+    except (UnetFlowsError, MemoryError):
+        raise
+    except Exception:
+        for chunk, reason in _damaged(array, selection):
+            raise _data_error(array, selection, axes, chunk, reason) from None
+        raise  # no chunk of it: the caller's mistake
+
+
+def write_checked(
+    array: zarr.Array[Any], selection: Selection, data: NDArray[Any], axes: Sequence[str]
+) -> None:
+    """`array[selection] = data`, also over damaged objects, where nothing of them is to be kept.
+
+    zarr reads the old shard even when it writes the whole of it: without this, what a crash has damaged
+    could never be written again.
+
+    Raises
+    ------
+    DataError
+        An object of which only a part is to be written is damaged.
+    StoreError
+        The store does not take it.
+    """
+    try:
+        array[selection] = data
+        return
+    except (UnetFlowsError, MemoryError):
+        raise
+    except Exception:
+        replaced = False
+        for chunk, reason in _damaged(array, selection):
+            if not _covers(_extent(array, selection), _object_of(array, chunk)):
+                raise _data_error(array, selection, axes, chunk, reason) from None
+            _delete(array, chunk)
+            replaced = True
+        if not replaced:
+            raise
+    array[selection] = data
+
+
+def _data_error(
+    array: zarr.Array[Any], selection: Selection, axes: Sequence[str], chunk: Extent, reason: str
+) -> DataError:
+    return DataError(
+        "a chunk of this volume is damaged",
+        where=f"{_place(array)}/{_key(array, chunk)}",
+        expected=f"voxels {_text(axes, chunk)}",
+        found=f"{reason}; met in {_text(axes, _extent(array, selection))}",
+        fix="put this object back from a copy, write it anew, or leave it out with --roi",
+    )
+
+
+def _damaged(array: zarr.Array[Any], selection: Selection) -> Iterator[tuple[Extent, str]]:
+    """The damaged chunks that a part of an array meets, and what their codecs say."""
+    for chunk in _chunks_of(array, _extent(array, selection)):
+        try:
+            np.asarray(array[tuple(slice(a, b) for a, b in chunk)])
+        except UnetFlowsError:
+            raise
+        except Exception as error:
+            yield chunk, f"{type(error).__name__}: {scrub(str(error))}"
+
+
+def _extent(array: zarr.Array[Any], selection: Selection) -> Extent:
+    pairs = zip(selection, array.shape)
+    return [s.indices(n)[:2] if isinstance(s, slice) else (s, s + 1) for s, n in pairs]
+
+
+def _chunks_of(array: zarr.Array[Any], extent: Extent) -> Iterator[Extent]:
+    """The decodable units (inner chunks of shards) that a part of an array meets."""
+    rows = [range(a // c, -(-b // c)) for (a, b), c in zip(extent, array.chunks)]
+    for index in product(*rows):
+        yield [(i * c, min((i + 1) * c, n)) for i, c, n in zip(index, array.chunks, array.shape)]
+
+
+def _object_of(array: zarr.Array[Any], chunk: Extent) -> Extent:
+    """The part of the array in the object that holds a chunk."""
+    cells = zip(chunk, _object_shape(array), array.shape)
+    return [(a // n * n, min(a // n * n + n, end)) for (a, _), n, end in cells]
+
+
+def _covers(outer: Extent, inner: Extent) -> bool:
+    return all(a <= c and d <= b for (a, b), (c, d) in zip(outer, inner))
+
+
+def _delete(array: zarr.Array[Any], chunk: Extent) -> None:
+    key = f"{array.path}/{_key(array, chunk)}".lstrip("/")
+    zarr_sync.sync(array.store.delete(key))
+
+
+def _place(array: zarr.Array[Any]) -> str:
+    url = array.store.url if isinstance(array.store, CheckedStore) else str(array.store)
+    return f"{url}/{array.path}".rstrip("/")
+
+
+def _key(array: zarr.Array[Any], chunk: Extent) -> str:
+    """The key, below the array's own, of the object that holds a chunk."""
+    return array.metadata.encode_chunk_key(tuple(a // n for (a, _), n in zip(chunk, _object_shape(array))))
+
+
+def _object_shape(array: zarr.Array[Any]) -> Shape:
+    return tuple(array.shards or array.chunks)
+
+
+def _text(axes: Sequence[str], extent: Extent) -> str:
+    """Such as `t 0, z 0:32, y 0:32, x 64:96`."""
+    pairs = zip(axes or "?" * len(extent), extent)
+    return ", ".join(f"{x} {a}" if x in "tc" and b == a + 1 else f"{x} {a}:{b}" for x, (a, b) in pairs)
+
+
+def box_of_key(array: zarr.Array[Any], axes: str, key: str) -> Box | None:
+    """The z, y, x voxels of the object at `key`, clipped to the array; None for a key that is not a chunk's.
+
+    Objects of other time points and channels have the same box.
+    """
+    index = tuple(map(int, re.findall(r"\d+", key)[-array.ndim :]))
+    if len(index) != array.ndim or not f"/{key}".endswith(f"/{array.metadata.encode_chunk_key(index)}"):
+        return None
+    at = dict(zip(axes, zip(index, _object_shape(array), array.shape)))
+    spans = [at.get(axis, (0, 1, 1)) for axis in SPATIAL]
+    return Box(tuple(i * c for i, c, _ in spans), tuple(min((i + 1) * c, n) for i, c, n in spans))
