@@ -33,6 +33,8 @@ Verdict = Literal["block", "worker", "run"]
 
 # A Dask worker of several threads must not hold several networks and tiles: the plan counts one.
 _ONE_AT_A_TIME = Lock()
+_TO_START = 120.0  # seconds that a fresh process may take to import what it needs
+_TIMED_OUT = "Timeout ("  # how faulthandler begins its report
 _STOPS = (StoreError, LostLeaseError, InputError)
 
 
@@ -153,17 +155,22 @@ def _in_fresh_process(work: Work, index: int) -> Outcome:
         "function": f"{work.function.__module__}:{work.function.__qualname__}",
         "arguments": work.arguments,
         "index": index,
+        "timeout": work.timeout,
     }
+    limit = None if work.timeout is None else work.timeout + _TO_START
     try:
         process = subprocess.run(
             [sys.executable, "-m", "flows.attempt"],
             input=json.dumps(request),
             capture_output=True,
             text=True,
-            timeout=work.timeout,
+            timeout=limit,
         )
     except subprocess.TimeoutExpired:
-        return _lost(f"the block did not end within {work.timeout:.0f} s, in a process of its own", "")
+        return _lost("a process of its own for this block neither ended nor could be ended", "")
+    if _TIMED_OUT in process.stderr:
+        hung = f"the block did not end within {work.timeout:.0f} s, in a process of its own"
+        return _lost(hung, process.stderr[-4000:])
     lines = process.stdout.splitlines()
     if process.returncode != 0 or not lines:
         how = (
@@ -186,7 +193,9 @@ def _main() -> None:
     request = json.load(sys.stdin)
     module, _, name = request["function"].partition(":")
     try:
-        done = getattr(import_module(module), name)(*request["arguments"], request["index"])
+        function = getattr(import_module(module), name)
+        with _watchdog(request["timeout"]):
+            done = function(*request["arguments"], request["index"])
         answer: dict[str, Any] = {"done": asdict(done)}
     except Exception as error:
         answer = {"failed": asdict(_failed(error))}

@@ -4,7 +4,7 @@
                      ^                    failed    again, at most 3 times in all, then quarantine
                      +------ again -------+         or: the run stops (nothing that others could do better)
 
-Nothing here grows with the number of blocks but the ledger's flags; failures are bounded.
+Nothing here grows with the number of blocks but the ledger's entries, 13 bytes each.
 """
 
 from __future__ import annotations
@@ -21,20 +21,21 @@ from numpy.typing import NDArray
 
 from flows.attempt import Failed, Work
 from flows.engines import Engine, InProcess, OnWorkers, WorkerDied
-from unet_core.errors import RunError
+from unet_core.errors import RunError, StoreError
 from unet_core.ledger import Done, Failure, Lease, Ledger, Quarantine
 
 ATTEMPTS = 3  # of one block, or deaths of workers that try it
 SEAL_EVERY = 20_000  # blocks: a ledger stays one file and so many entries
 # So many in quarantine, and more than were done: the cause is not in the blocks.
 MOST_FAILURES = 100
+FAILURES_LISTED = 100  # of however many; the others are on disk
 
 
 @dataclass
 class StageResult:
     """How one stage went. `skipped` blocks were done by an earlier run; `absent` input chunks were not there.
 
-    `quarantined` blocks have failed, in earlier runs too; `failed` lists them once the stage has ended.
+    `quarantined` blocks have failed, in earlier runs too; `failed` lists the first of them at the end.
     `stopped` is why it ended before it had tried all.
     """
 
@@ -51,13 +52,14 @@ class StageResult:
 
     @property
     def complete(self) -> bool:
-        return self.done + self.skipped == self.total
+        return self.stopped is None and self.done + self.skipped == self.total
 
     def to_dict(self) -> dict[str, Any]:
         return {
             "total": self.total,
             "done": self.done,
             "skipped": self.skipped,
+            "quarantined": self.quarantined,
             "failed": [{"block": f.index, "error": f.error} for f in self.failed],
             "stopped": self.stopped,
             "absent_chunks": self.absent,
@@ -115,12 +117,21 @@ def run_stage(
             unsealed = 0
             ledger.seal()
     lease.require()
-    # A run that had to stop may find the store still full, or gone: the next one seals.
-    if result.done and result.stopped is None:
-        entries = ledger.seal()
-    result.absent = int(entries.absent[entries.done].sum())
-    result.failed = list(quarantine.failures())
+    _settle(result, ledger, quarantine)
     return result
+
+
+def _settle(result: StageResult, ledger: Ledger, quarantine: Quarantine) -> None:
+    """What the disk says at the end of a stage; a store that is full or gone by now stops the run."""
+    try:
+        # A run that had to stop leaves the sealing to the next.
+        entries = ledger.seal() if result.done and result.stopped is None else ledger.read()
+        result.absent = int(entries.absent[entries.done].sum())
+        result.failed = list(quarantine.failures(limit=FAILURES_LISTED))
+        if result.complete and not entries.done.all():
+            result.stopped = "blocks that were done are not in the ledger"
+    except StoreError as error:
+        result.stopped = result.stopped or str(error)
 
 
 def _standing(result: StageResult) -> dict[str, Any]:

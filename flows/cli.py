@@ -14,13 +14,11 @@ import typer
 from pydantic.fields import FieldInfo
 
 from flows.config import Config, IngestConfig, SegmentConfig, TargetName, TrainConfig
-from flows.supervise import supervised
+from flows.supervise import INTERRUPTED, supervised
 from unet_core.errors import InputError, UnetFlowsError
 
 # The terminal shows our progress and our errors; Prefect's log lines go to its API and UI.
 os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
-
-INTERRUPTED = 130
 
 app = typer.Typer(
     name="unet-flows",
@@ -287,16 +285,19 @@ def _confirm_restart(config: Config, yes: bool) -> None:
     InputError
         Nobody is there to answer, or the answer is no.
     """
-    from unet_core.ledger import read_record
     from unet_core.volumes import Store
 
-    if not getattr(config, "restart", False) or yes or read_record(Store(config.to)) is None:  # type: ignore[attr-defined]
+    if not getattr(config, "restart", False) or yes or not Store(config.to).exists():  # type: ignore[attr-defined]
         return
     if not sys.stdin.isatty():
         raise InputError(
             "--restart takes the output away, and nobody is here to be asked", fix="add --yes to mean it"
         )
-    if not typer.confirm(f"Delete {config.to} and begin anew?", err=True):  # type: ignore[attr-defined]
+    try:
+        sure = typer.confirm(f"Delete {config.to} and begin anew?", err=True)  # type: ignore[attr-defined]
+    except typer.Abort:  # the end of input
+        sure = False
+    if not sure:
         raise InputError("nothing was taken away, nothing was begun")
 
 

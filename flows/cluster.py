@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
@@ -16,7 +17,7 @@ from distributed import CancelledError, Client, KilledWorker, LocalCluster, Work
 
 from flows.config import ClusterConfig
 from flows.supervise import end_with_parent
-from unet_core.errors import InputError, RunError
+from unet_core.errors import InputError, RunError, UnetFlowsError
 
 T = TypeVar("T")
 
@@ -59,13 +60,11 @@ def open_client(config: ClusterConfig) -> Iterator[Client]:
                     fix="start one, or check the address",
                 ) from None
             with client:
+                _wait_for_workers(client, config.address)
                 yield client
             return
         with _cluster(config) as cluster, Client(cluster) as client:
-            try:
-                client.wait_for_workers(1, timeout=600)
-            except TimeoutError:
-                raise RunError("no Dask worker came within ten minutes", where=config.kind) from None
+            _wait_for_workers(client, config.kind)
             client.register_plugin(_DieWithParent())
             try:
                 yield client
@@ -73,6 +72,18 @@ def open_client(config: ClusterConfig) -> Iterator[Client]:
                 if config.kind == "local":
                     _stop_now(cluster)
                 raise
+
+
+def _wait_for_workers(client: Client, where: str) -> None:
+    """Dask would wait for ever, and say nothing."""
+    if not client.scheduler_info(n_workers=-1)["workers"]:
+        print(f"waiting for a Dask worker at {where}, up to ten minutes", file=sys.stderr, flush=True)
+    try:
+        client.wait_for_workers(1, timeout=600)
+    except TimeoutError:
+        raise RunError(
+            "no Dask worker came within ten minutes", where=where, fix="start workers, then the command again"
+        ) from None
 
 
 def ask(client: Client, function: Callable[..., T], *arguments: Any) -> T:
@@ -84,7 +95,7 @@ def ask(client: Client, function: Callable[..., T], *arguments: Any) -> T:
         What the function raised, or that the workers cannot run it.
     """
     try:
-        result: T = client.submit(function, *arguments, pure=False).result()
+        answer = client.submit(_answer, function, *arguments, pure=False).result()
     except (KilledWorker, CancelledError) as error:
         raise RunError(
             "the workers died before the first block",
@@ -97,7 +108,19 @@ def ask(client: Client, function: Callable[..., T], *arguments: Any) -> T:
             found=error,
             fix="install the same version of unet-flows where they run",
         ) from None
+    if isinstance(answer, UnetFlowsError):
+        raise answer
+    result: T = answer
     return result
+
+
+def _answer(function: Callable[..., Any], *arguments: Any) -> Any:
+    """An error as a value: raised, it would take along its causes, and not all of them can travel."""
+    try:
+        return function(*arguments)
+    except UnetFlowsError as error:
+        error.__cause__ = error.__context__ = None
+        return error.with_traceback(None)
 
 
 def _cluster(config: ClusterConfig) -> Any:

@@ -22,7 +22,7 @@ _LOOK_EVERY = 5.0  # seconds between two looks at a cluster that gives no outcom
 
 
 class WorkerDied:
-    """The workers that tried a block died of it, or beside it: nobody can tell yet."""
+    """The workers that tried a block died of it, or beside it, or after it: nobody can tell yet."""
 
 
 class Engine(Protocol):
@@ -115,9 +115,18 @@ class OnWorkers:
                     self._finished.extend(done)
                 except TimeoutError:
                     self._require_workers()
+                except CancelledError:
+                    # By a scheduler that is lost, which `_workers` finds out, or one that gave a key up.
+                    self._workers()
+                    self._finished.extend(future for future in self._futures if future.cancelled())
             future = self._finished.popleft()
             index = self._futures.pop(future)
-            outcome = future.result() if future.status == "finished" else _without_result(future)
+            try:
+                outcome = future.result() if future.status == "finished" else _without_result(future)
+            except (OSError, CancelledError):
+                # The worker died after it had finished, with the result; or the scheduler did, as the next
+                # question to it will show.
+                outcome = WorkerDied()
             # A finished future that is held would be computed again if its worker died.
             future.release()
             return index, outcome
@@ -146,7 +155,7 @@ class OnWorkers:
             raise _scheduler_lost()
         try:
             yield
-        except CancelledError:
+        except (CancelledError, OSError):
             raise _scheduler_lost() from None
         except Exception:
             if self._client.status == "running":
@@ -167,7 +176,7 @@ class OnWorkers:
 
 def _without_result(future: Any) -> Outcome | WorkerDied:
     if future.status != "error":
-        raise _scheduler_lost()
+        return WorkerDied()
     error = future.exception()
     if isinstance(error, KilledWorker):
         return WorkerDied()

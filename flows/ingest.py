@@ -13,7 +13,7 @@ from flows import tasks
 from flows.config import IngestConfig, parse_numbers, takes, validate
 from flows.outcome import owned, require_failures
 from unet_core.ingestion import KIND, IngestPlan, create_output, plan_ingest
-from unet_core.ledger import RunRecord, begin, begun, clear, require_ours
+from unet_core.ledger import RunRecord, begin, begun, clear, require_replaceable
 from unet_core.sources import Source, open_source
 from unet_core.volumes import Store
 
@@ -50,7 +50,7 @@ def plan(config: IngestConfig) -> PlannedIngest:
     }
     output = Store(config.to)
     if config.restart:
-        require_ours(output)
+        require_replaceable(output, KIND, (Store(path) for path in config.sources))
         record = None
     else:
         record = begun(output, KIND, identity)
@@ -75,8 +75,8 @@ def _ingest(**parameters: Any) -> dict[str, Any]:
             clear(output)
         begin(output, planned.record)
         create_output(planned.plan, output)
-        run.record("partial")
         stages = planned.plan.stages
+        run.take_over(stages)
         for level, stage in enumerate(stages):
             common = {"run": run, "stage": stage, "only_failed": config.retry_failed}
             if level == 0:

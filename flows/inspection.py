@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
@@ -14,10 +15,10 @@ from flows import worker
 from flows.attempt import Failed, Work
 from flows.engines import Engine, InProcess, OnWorkers, WorkerDied
 from flows.progress import stage_progress
-from unet_core.errors import RunError, StoreError
-from unet_core.ledger import Lease, Quarantine, hold, holder, read_status, set_status
+from unet_core.errors import InputError, RunError, StoreError
+from unet_core.ledger import ATTRIBUTE, Lease, Quarantine, hold, holder, read_status, set_status
 from unet_core.verification import RunOnDisk, missing_arrays, reopen
-from unet_core.volumes import Store
+from unet_core.volumes import Store, group_metadata
 
 FAILURES_SHOWN = 100
 
@@ -31,7 +32,6 @@ def status(output: str) -> dict[str, Any]:
         No run of ours is there, or its records cannot be read.
     """
     run = RunOnDisk.open(Store(output))
-    recorded = read_status(run.store) or {"status": "partial"}
     owner = holder(run.store)
     stages = {}
     failures = []
@@ -45,7 +45,7 @@ def status(output: str) -> dict[str, Any]:
             "failed": len(failed),
             "absent_chunks": int(entries.absent.sum()),
         }
-        failures += [asdict(f) for f in quarantine.failures(limit=FAILURES_SHOWN)]
+        failures += [asdict(f) for f in quarantine.failures(limit=FAILURES_SHOWN) if f.index in failed]
     # A run says that it is held until it ends; one that was killed cannot take it back.
     held = owner is not None and not owner.released and not owner.process_is_gone
     return {
@@ -53,7 +53,7 @@ def status(output: str) -> dict[str, Any]:
         "output": run.store.url,
         "kind": run.record.kind,
         "run": run.record.fingerprint,
-        "status": recorded["status"],
+        "status": _recorded(run.store),
         "held_by": str(owner) if held else None,
         "progress": owner.document.get("report") or None if owner is not None and held else None,
         "stages": stages,
@@ -107,7 +107,9 @@ def verify(output: str, *, repair: bool = False, client: Client | None = None) -
                 found.problems.append({"stage": stage.name, "error": f"no array at {', '.join(gone)}"})
                 bad[stage.name] = list(map(int, np.flatnonzero(done)))
             else:
-                arguments = (run.store.url, run.record.fingerprint, stage.name)
+                # Without a lease nobody can write: any epoch tells this look from others.
+                epoch = lease.epoch if lease is not None else -time.time_ns()
+                arguments = (run.store.url, run.record.fingerprint, epoch, stage.name)
                 work = Work(function=worker.verify, arguments=arguments)
                 engine: Engine = InProcess(work) if client is None else OnWorkers(client, work, "verify")
                 bad[stage.name] = []
@@ -117,15 +119,26 @@ def verify(output: str, *, repair: bool = False, client: Client | None = None) -
                         found.problems.append({"stage": stage.name, "block": index, "error": failed.error})
             found.damaged[stage.name] = len(bad[stage.name])
         found.leftovers = list(run.store.leftovers())
-        recorded = (read_status(run.store) or {}).get("status", "partial")
+        recorded = _recorded(run.store)
         if recorded == "complete" and any(found.missing.values()):
             found.problems.append({"error": "the status is complete and blocks are missing"})
+        attributes = (group_metadata(run.store) or {}).get("attributes", {})
+        if attributes.get(ATTRIBUTE, {}).get("status") != recorded:
+            found.problems.append({"error": f"zarr.json is damaged, or does not say {recorded}"})
         found.status = recorded
         if lease is not None and repair and not found.sound:
-            found.reopened = reopen(run, bad, epoch=lease.epoch)
             found.status = "partial"
             set_status(run.store, "partial")
+            found.reopened = reopen(run, bad, epoch=lease.epoch)
     return found
+
+
+def _recorded(store: Store) -> str:
+    """The status on disk; what cannot be read vouches for nothing."""
+    try:
+        return str((read_status(store) or {}).get("status", "partial"))
+    except InputError:
+        return "unknown: status.json is damaged"
 
 
 @contextmanager

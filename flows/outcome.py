@@ -16,6 +16,7 @@ from unet_core.errors import InputError, RunError, StoreError
 from unet_core.ledger import (
     Holder,
     Lease,
+    Ledger,
     Quarantine,
     Stage,
     Status,
@@ -59,6 +60,13 @@ class Run:
     def counts(self) -> dict[str, Any]:
         return {stage.stage: stage.to_dict() for stage in self.stages}
 
+    def take_over(self, stages: Sequence[Stage]) -> None:
+        """From here on the output is not complete, and an earlier owner's late entries do not count."""
+        self.record("partial")
+        if self.lease.epoch > 1:
+            for stage in stages:
+                Ledger(self.output, stage.name, stage.count, self.lease.epoch).seal()
+
     def do(self, stage: Callable[[], StageResult]) -> bool:
         """Do one stage; whether it is complete, so that the next can follow."""
         try:
@@ -94,10 +102,10 @@ class Run:
             self.record("failed")
             raise IncompleteRunError(
                 self._document("failed"),
-                f"{len(last.failed)} of {last.total} blocks of {last.stage} failed",
+                f"{last.quarantined} of {last.total} blocks of {last.stage} failed",
                 where=self.output.url,
                 found="\n".join(f"block {f.index}: {f.error}" for f in last.failed[:_SHOWN])
-                + (f"\nand {len(last.failed) - _SHOWN} more" if len(last.failed) > _SHOWN else ""),
+                + (f"\nand {last.quarantined - _SHOWN} more" if last.quarantined > _SHOWN else ""),
                 fix="mend the cause, then the same command again, or with --retry-failed for just those; "
                 "unet-flows status OUTPUT lists them with their tracebacks",
             )
@@ -173,7 +181,13 @@ def require_failures(output: Store, stages: Sequence[Stage]) -> None:
     InputError
         No block is in quarantine.
     """
-    if not any(Quarantine(output, stage.name).indices() for stage in stages):
+
+    def missing(stage: Stage) -> bool:
+        indices = [index for index in Quarantine(output, stage.name).indices() if index < stage.count]
+        done = Ledger(output, stage.name, stage.count).read().done if indices else None
+        return done is not None and not done[indices].all()
+
+    if not any(map(missing, stages)):
         raise InputError(
             "no block of this output is in quarantine",
             where=output.url,

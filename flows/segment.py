@@ -12,7 +12,7 @@ from flows import tasks, worker
 from flows.cluster import ask, open_client
 from flows.config import SegmentConfig, parse_box, parse_integers, parse_shape, read_cluster, takes, validate
 from flows.outcome import owned, require_failures
-from unet_core.ledger import clear
+from unet_core.ledger import clear, read_record
 from unet_core.segmentation import Planned, SegmentRequest, plan_segmentation
 from unet_core.volumes import Store
 
@@ -56,13 +56,15 @@ def _segment(**parameters: Any) -> dict[str, Any]:
     output = Store(config.to)
     # The cluster first: where it cannot be had, nothing is written.
     with open_client(cluster) as client, owned("segment", output) as run:
+        if planned.resumed != (read_record(output) is not None):
+            planned = plan(config)  # another run has begun, or ended, here since we looked
         if cluster.kind != "local":
             planned = plan(config, device=ask(client, worker.device))
         if config.restart:
             clear(output)
         resolved = tasks.prepare(planned)
-        run.record("partial")
         stages = resolved.stages
+        run.take_over(stages)
         per_block = planned.macs / stages[0].count
         for position, stage in enumerate(stages):
             common = {"run": run, "stage": stage, "only_failed": config.retry_failed}

@@ -11,7 +11,7 @@ from rich.table import Table
 from flows.evaluate import Evaluation
 from flows.report import comparison_table, scores_table
 from unet_core.geometry import Box, Shape
-from unet_core.inference import measure_speed
+from unet_core.inference import device_kind, measure_speed
 from unet_core.segmentation import Planned
 from unet_core.volumes import Store
 
@@ -23,7 +23,8 @@ def plan_document(planned: Planned, *, workers: int) -> dict[str, Any]:
     """The plan of a segmentation with what it will cost; bytes, voxels and seconds."""
     plan, tiling = planned.plan, planned.plan.tiling
     dtype = "float32" if plan.dtype == "auto" else plan.dtype
-    speed = measure_speed(planned.model.network(), device=plan.device, dtype=dtype)
+    here = plan.device == device_kind()  # a run on GPUs may be planned where there is none
+    speed = measure_speed(planned.model.network(), device=plan.device, dtype=dtype) if here else None
     return {
         "command": "segment --plan",
         "resumes": planned.resumed,
@@ -59,7 +60,7 @@ def plan_document(planned: Planned, *, workers: int) -> dict[str, Any]:
         "workers": workers,
         "macs": planned.macs,
         "useful_share_of_arithmetic": round(planned.useful, 4),
-        "seconds_predicted": round(planned.macs / speed, 1),
+        "seconds_predicted": None if speed is None else round(planned.macs / speed, 1),
     }
 
 
@@ -92,8 +93,9 @@ def print_plan(document: dict[str, Any]) -> None:
             f"{_bytes(document['memory_per_worker'])} in each of {document['workers']} worker(s),"
             f" {_bytes(document['memory_of_one_forward_pass'])} of it for one forward pass",
         ),
-        ("time", f"about {_seconds(document['seconds_predicted'])} of arithmetic on this machine's cores"),
     ]
+    if (seconds := document["seconds_predicted"]) is not None:
+        rows.append(("time", f"about {_seconds(seconds)} of arithmetic on this machine's cores"))
     _print_rows("plan", rows)
 
 

@@ -9,7 +9,10 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 
+INTERRUPTED = 130
 _SET_PARENT_DEATH_SIGNAL = 1  # prctl(2)
+_STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_PATIENCE = 9  # seconds until a process that was asked to stop is ended
 
 
 def supervised(work: Callable[[], int]) -> int:
@@ -20,19 +23,40 @@ def supervised(work: Callable[[], int]) -> int:
     session, signals go to the child alone, and whatever of the session outlives the child is
     killed. Call this before threads are started: it forks.
     """
+    # Held back until both have their handlers: one that came between would end the parent alone.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
     child = os.fork()
     if child == 0:
         os.setsid()
         end_with_parent()
-        # Python's own way would be to die at once, leaving Prefect's server and Dask's workers behind.
-        signal.signal(signal.SIGTERM, _interrupt)
+        # Python's own way with SIGTERM would be to die at once, leaving Prefect's server and Dask's workers
+        # behind; and a shell's background jobs are born with SIGINT ignored.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, _interrupt)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
         return work()
-    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(name, lambda number, _: _send(child, number))
+    asked = False
+
+    def stop(number: int, _: object) -> None:
+        nonlocal asked
+        if not asked:
+            signal.alarm(_PATIENCE)
+        asked = True
+        _send(child, number)
+
+    for number in _STOPS:
+        signal.signal(number, stop)
+    # A call into a store that does not answer cannot be interrupted; the ledger knows what is done.
+    signal.signal(signal.SIGALRM, lambda *_: _send(child, signal.SIGKILL))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
     _, status = os.waitpid(child, 0)
+    overdue = asked and signal.alarm(0) == 0
     with suppress(ProcessLookupError):
         os.killpg(child, signal.SIGKILL)
     code = os.waitstatus_to_exitcode(status)
+    if overdue and code == -signal.SIGKILL:
+        print("interrupted; it did not end by itself in time and was killed", file=sys.stderr)
+        return INTERRUPTED
     return code if code >= 0 else 128 - code
 
 

@@ -32,10 +32,10 @@ def pyramid(url: str, fingerprint: str, epoch: int, level: int, index: int) -> D
     return pyramid_block(url, _pyramid_plan(url, fingerprint), level, index, epoch=epoch)
 
 
-def verify(url: str, fingerprint: str, stage: str, index: int) -> Done:
+def verify(url: str, fingerprint: str, epoch: int, stage: str, index: int) -> Done:
     """Read one finished block of the output at `url`; DataError if it is not what was committed."""
     run = _run(url, fingerprint)
-    digests = _digests(url, fingerprint, stage)
+    digests = _digests(url, fingerprint, epoch, stage)
     return verification.verify_block(run.store, run.stage(stage), index, f"{digests[index]:016x}")
 
 
@@ -81,9 +81,9 @@ def _run(url: str, fingerprint: str) -> RunOnDisk:
 
 
 @lru_cache(maxsize=1)
-def _digests(url: str, fingerprint: str, stage: str) -> NDArray[np.uint64]:
-    run = _run(url, fingerprint)
-    return run.ledger(stage).read().digest
+def _digests(url: str, fingerprint: str, epoch: int, stage: str) -> NDArray[np.uint64]:
+    """What was committed; nothing changes while the owner of this epoch looks."""
+    return _run(url, fingerprint).ledger(stage).read().digest
 
 
 def _record(url: str, fingerprint: str) -> RunRecord:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,10 @@ from unet_core.volumes import Store
 
 COMMAND = (sys.executable, "-c", "from flows.cli import main; main()")
 PLANES, SIDE = 30, 256
+
+
+# How often each is struck: what makes the run begin again takes longest.
+_VICTIMS = {"worker": 8, "nanny": 4, "scheduler": 3, "flow": 3, "all": 2}
 
 
 def make_inputs(root: Path) -> None:
@@ -239,7 +243,14 @@ def dask_cluster(root: Path, *, workers: int) -> Iterator[tuple[Cluster, Path]]:
         cluster.stop()
 
 
-def soak(root: Path, to: Path, kills: int, seed: int, environment: dict[str, str]) -> dict[str, Any]:
+def soak(
+    root: Path,
+    to: Path,
+    kills: int,
+    seed: int,
+    environment: dict[str, str],
+    on_kill: Callable[[dict[str, int], int], None] | None = None,
+) -> dict[str, Any]:
     """Kill random processes of a run, beginning it again whenever it ended, until it is complete.
 
     Returns how many kills hit what, and how often the run was begun. Blocks that were done stay done:
@@ -258,8 +269,10 @@ def soak(root: Path, to: Path, kills: int, seed: int, environment: dict[str, str
                 begun += 1
             left = kills - sum(hits.values())
             if left > 0:
-                time.sleep(chance.uniform(0.1, 4.0))
-                victim = chance.choice(["worker", "nanny", "scheduler", "flow", "all"])
+                if chance.random() < 0.8:  # else it is struck while it begins
+                    _wait_for_progress(running, cluster, to, before)
+                time.sleep(chance.uniform(0.0, 2.0))
+                (victim,) = chance.choices(list(_VICTIMS), list(_VICTIMS.values()))
                 if not _strike(victim, running, cluster, chance):
                     continue
                 hits[victim] = hits.get(victim, 0) + 1
@@ -267,6 +280,8 @@ def soak(root: Path, to: Path, kills: int, seed: int, environment: dict[str, str
                 if now < before:
                     raise AssertionError(f"{before - now} blocks lost after {hits}")
                 before = now
+                if on_kill is not None:
+                    on_kill(hits, now)
             if running.process.poll() is not None or left <= 0:
                 code, document, errors = running.end(timeout=300)
                 running = None
@@ -278,6 +293,16 @@ def soak(root: Path, to: Path, kills: int, seed: int, environment: dict[str, str
                     before = done(to)
                 elif code not in (1, -9, 137):
                     raise AssertionError(f"exit {code}: {document} {errors}")
+
+
+def _wait_for_progress(running: Running, cluster: Cluster, to: Path, before: int) -> None:
+    """Until a block more is done, or the run has ended; workers that die of a lost scheduler are replaced."""
+
+    def progress() -> bool:
+        cluster.keep(2)
+        return done(to) > before or running.process.poll() is not None
+
+    wait_until(progress, f"more than {before} blocks")
 
 
 def reopen_some(to: Path, chance: random.Random) -> None:

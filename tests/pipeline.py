@@ -10,7 +10,7 @@ from strategies import random_network
 
 from unet_core.architecture import UNetSpec
 from unet_core.checkpoint import ModelCard, save_model
-from unet_core.geometry import Shape
+from unet_core.geometry import Box, Shape
 from unet_core.ledger import Ledger, hold, set_status
 from unet_core.normalisation import NormalisationRule, Scale
 from unet_core.segmentation import (
@@ -36,7 +36,14 @@ def save_random_model(folder: str | os.PathLike[str], spec: UNetSpec, *, seed: i
     save_model(Store(folder), ModelCard(spec=spec, **described), random_network(spec, seed))
 
 
-def complete(root: str | os.PathLike[str], to: str, *, tile: Shape, probabilities: bool = False) -> None:
+def complete(
+    root: str | os.PathLike[str],
+    to: str,
+    *,
+    tile: Shape,
+    probabilities: bool = False,
+    roi: Box | None = None,
+) -> None:
     """Whatever is missing of the segmentation of `root`/volume.zarr by `root`/model."""
     planned = plan_segmentation(
         SegmentRequest(
@@ -45,6 +52,7 @@ def complete(root: str | os.PathLike[str], to: str, *, tile: Shape, probabilitie
             to=to,
             tile=tile,
             probabilities=probabilities,
+            roi=roi,
         )
     )
     with hold(Store(to)) as lease:

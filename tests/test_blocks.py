@@ -214,6 +214,7 @@ def test_a_block_that_kills_its_worker_three_times_is_set_aside(
     tmp_path: Path, workers: Callable[[int], Client]
 ) -> None:
     result = run(tmp_path, misbehaving.dies, workers(2))
+    assert result.stopped is None
     (failure,) = result.failed
     assert failure.index == BAD
     assert "killed by signal 9" in failure.error

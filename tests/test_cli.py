@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,7 +22,8 @@ from pipeline import complete, save_random_model
 from flows import cli
 from unet_core.architecture import UNetSpec
 from unet_core.checkpoint import load_model, save_model
-from unet_core.ledger import Failure, Quarantine, RunRecord, begin, set_status
+from unet_core.ledger import Failure, Quarantine, RunRecord, begin, hold, set_status
+from unet_core.verification import RunOnDisk
 from unet_core.volumes import Store
 
 SHAPE = (20, 40, 36)
@@ -310,18 +312,21 @@ def test_status_verify_and_clean_print_one_json_document(run: Run, labels: Path)
     assert (code, json.loads(out)["leftovers_removed"]) == (0, 1)
 
 
-def test_status_verify_and_clean_print_tables(run: Run, labels: Path) -> None:
+def test_status_verify_and_clean_print_tables(run: Run, labels: Path, work: Path) -> None:
     quarantine = Quarantine(Store(labels), "predict")
     error, trace = "the chunk [3, 4] is corrupt", "Traceback: [red]"
     quarantine.add(
-        Failure(stage="predict", index=1, error=error, traceback=trace, worker="host, process 7", attempts=3)
+        Failure(stage="predict", index=0, error=error, traceback=trace, worker="host, process 7", attempts=3)
     )
+    with hold(Store(labels)) as lease:
+        RunOnDisk.open(Store(labels)).ledger("predict", epoch=lease.epoch).seal(without=[0])
     set_status(Store(labels), "failed")
     code, out, _ = run("status", labels)
     assert code == 0
-    for words in ("segment: failed", "predict block 1, 3 attempts", error, trace, "host, process 7"):
+    for words in ("segment: failed", "predict block 0, 3 attempts", error, trace, "host, process 7"):
         assert words in out
-    victim = next(path for path in (labels / "0" / "c").rglob("*") if path.is_file())
+    complete(work, str(labels), tile=(8, 16, 16))
+    victim = labels / "0" / "c" / "0" / "0" / "0"
     victim.write_bytes(bytes(100))
     code, out, _ = run("verify", labels)
     assert code == 1
@@ -363,6 +368,17 @@ def test_restart_leaves_what_is_not_ours(run: Run, work: Path) -> None:
     assert (work / "theirs" / "notes.txt").read_text() == "mine"
 
 
+@pytest.mark.parametrize("to", ["volume.zarr", "volume.zarr/labels", ".", "link.zarr", "model"])
+def test_restart_never_takes_an_input_away(to: str, run: Run, work: Path) -> None:
+    (work / "link.zarr").symlink_to(work / "volume.zarr")
+    before = sorted(path for path in work.rglob("*") if path.is_file())
+    command = ("segment", work / "volume.zarr", "--model", work / "model", "--to", work / to)
+    for options in ((), ("--restart", "--yes")):
+        code, _, err = run(*command, *options)
+        assert code == 2, err
+    assert sorted(path for path in work.rglob("*") if path.is_file()) == before
+
+
 def test_an_input_that_is_not_complete_is_taken_when_told(run: Run, labels: Path, work: Path) -> None:
     set_status(Store(labels), "partial")
     command = ("segment", labels, "--model", work / "model", "--to", work / "next.zarr", "--plan", "--json")
@@ -387,6 +403,34 @@ def test_help_is_fast_because_nothing_heavy_is_imported() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "segment" in done.stdout
     assert done.stderr.strip() == "[]"
+
+
+STUBBORN = """
+import sys, time
+from flows import supervise
+def work():
+    print("ready", flush=True)
+    while True:
+        try:
+            time.sleep(3600)
+        except KeyboardInterrupt:
+            pass
+supervise._PATIENCE = 1
+sys.exit(supervise.supervised(work))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_process_that_does_not_stop_is_ended(number: int) -> None:
+    """As one in a call to a store that does not answer."""
+    command = [sys.executable, "-c", STUBBORN]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 130
+    assert "interrupted" in err
 
 
 def test_models_round_trip_through_their_folder(work: Path) -> None:

@@ -52,7 +52,7 @@ class Clock:
 
 def foreign(store: Store, epoch: int = 1, **facts) -> None:
     """A lease of a process on another machine."""
-    owner = {"host": "elsewhere", "pid": 1, "started": 0.0, "space": "another boot", "id": "x"}
+    owner = {"host": "elsewhere", "pid": 1, "started": 0, "space": "another boot", "id": "x"}
     document = {"owner": owner, "beat": 3, "every": 10.0, "released": False, **facts}
     store.write(KEY.format(epoch), json.dumps(document).encode())
 
@@ -118,6 +118,7 @@ def test_clocks_that_differ_by_an_hour_do_not_matter(
     with hold(store, every=0.05):
         real = time.time
         monkeypatch.setattr(time, "time", lambda: real() + skew)
+        monkeypatch.setattr("psutil.boot_time", lambda: skew)
         with pytest.raises(InputError, match="another run is at work"), hold(store):
             pass
     foreign(store, 2)
@@ -161,7 +162,9 @@ def test_of_two_that_wait_for_a_dead_owner_the_second_is_refused(store: Store) -
         pass
 
 
-@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"\xff"])
+@pytest.mark.parametrize(
+    "text", [b"", b"{", b"[]", b"\xff", b'{"owner": null, "every": "x"}', b'{"owner": 5, "every": null}']
+)
 def test_a_lease_that_says_nothing_expires_too(text: bytes, store: Store) -> None:
     store.write(KEY.format(7), text)
     clock = Clock()

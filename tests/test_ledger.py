@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,8 +34,10 @@ from unet_core.ledger import (
     hold,
     read_record,
     read_status,
+    require_apart,
     require_complete,
     require_ours,
+    require_replaceable,
     set_status,
 )
 from unet_core.volumes import Store
@@ -288,7 +291,8 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule()
     def seal(self) -> None:
         self.ledger(self.epoch).seal()
-        assert sum(1 for _ in self.store.keys(f"{FOLDER}/ledger")) == 1
+        assert not list(self.store.keys(f"{FOLDER}/ledger/predict/blocks"))
+        assert sum(1 for _ in self.store.keys(f"{FOLDER}/ledger/predict/sealed")) <= 2
 
     @rule(data=st.data())
     def reopen(self, data: st.DataObject) -> None:
@@ -419,10 +423,96 @@ def test_quarantine_keeps_what_is_known(store: Store) -> None:
     assert quarantine.indices() == [4, 30]
 
 
-def test_a_damaged_failure_record_is_named(store: Store) -> None:
+def test_a_damaged_failure_record_still_says_that_the_block_failed(store: Store) -> None:
     quarantine = Quarantine(store, "predict")
     quarantine.add(failure(4))
     store.write(f"{FOLDER}/failed/predict/4.json", b"{}")
-    with pytest.raises(InputError, match="cannot be read") as refused:
-        list(quarantine.failures())
-    assert refused.value.where.endswith("failed/predict/4.json")
+    (there,) = quarantine.failures()
+    assert there.index == 4
+    assert "failed/predict/4.json" in there.error
+
+
+# --- review: ways in which work was lost -------------------------------------------------------------------
+
+
+def test_a_seal_that_a_power_cut_emptied_costs_what_it_alone_held(running: Store) -> None:
+    ledger = Ledger(running, "predict", 7, 1)
+    ledger.commit(2, "0" * 16)
+    ledger.seal()
+    running.write(f"{FOLDER}/lease/00000002", b"{}")
+    later = Ledger(running, "predict", 7, 2)
+    later.commit(3, "0" * 16)
+    later.seal()
+    key = f"{FOLDER}/ledger/predict/sealed/00000002"
+    running.write(key, b"")
+    with pytest.raises(InputError, match="damaged") as refused:
+        later.read()
+    assert "delete this file" in refused.value.fix
+    running.delete([key])
+    assert np.flatnonzero(later.read().done).tolist() == [2]
+
+
+def test_an_owner_that_wakes_up_while_sealing_deletes_nothing_of_the_next(
+    running: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late = Ledger(running, "predict", 7, 1)
+    late.commit(2, "0" * 16)
+    write = Store.write
+
+    def taken_over_meanwhile(store: Store, key: str, *rest: Any, **options: Any) -> None:
+        write(store, key, *rest, **options)
+        monkeypatch.setattr(Store, "write", write)
+        running.write(f"{FOLDER}/lease/00000002", b"{}")
+        Ledger(running, "predict", 7, 2).commit(2, "1" * 16)
+
+    monkeypatch.setattr(Store, "write", taken_over_meanwhile)
+    late.seal()
+    entries = Ledger(running, "predict", 7, 2).read()
+    assert np.flatnonzero(entries.done).tolist() == [2]
+    assert f"{entries.digest[2]:016x}" == "1" * 16
+
+
+def test_clearing_that_is_killed_half_way_leaves_no_complete_output(
+    running: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zarr.create_array(running.url + "/0", shape=(4,), dtype="u1")[:] = 1
+    set_status(running, "complete")
+    delete, calls = Store.delete, []
+
+    def killed(store: Store, keys: Any) -> None:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        delete(store, keys)
+
+    monkeypatch.setattr(Store, "delete", killed)
+    with pytest.raises(KeyboardInterrupt):
+        clear(running)
+    with pytest.raises(InputError, match="not complete"):
+        require_complete(running)
+
+
+def test_a_part_of_an_incomplete_output_is_no_input_either(running: Store) -> None:
+    set_status(running, "partial")
+    for part in ("0", "probabilities/0"):
+        with pytest.raises(InputError, match="not complete"):
+            require_complete(running.child(part))
+    set_status(running, "complete")
+    require_complete(running.child("0"))
+
+
+@pytest.mark.parametrize("where", ["", "0", "..", "link"])
+def test_an_output_in_or_around_an_input_is_refused(where: str, running: Store, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(running.path)
+    place = Store(tmp_path / "link") if where == "link" else Store(running.path / where)
+    with pytest.raises(InputError, match="lie in one another"):
+        require_apart(place, [running])
+    require_apart(Store(tmp_path / "other"), [running])
+
+
+def test_restart_replaces_its_own_kind_and_what_cannot_be_read(running: Store) -> None:
+    require_replaceable(running, "segment", [])
+    with pytest.raises(InputError, match="something else"):
+        require_replaceable(running, "ingest", [])
+    running.write(f"{FOLDER}/run.json", b"{")
+    require_replaceable(running, "ingest", [])

@@ -20,11 +20,11 @@ from flows.inspection import clean, status, verify
 from unet_core.architecture import UNetSpec
 from unet_core.errors import InputError, StoreError
 from unet_core.geometry import Box
-from unet_core.ledger import Failure, Quarantine, RunRecord, begin, hold, read_status
+from unet_core.ledger import Failure, Ledger, Quarantine, RunRecord, begin, hold, read_status
 from unet_core.metadata import PyramidLevel
 from unet_core.pyramid import PyramidPlan
 from unet_core.segmentation import pyramid_block
-from unet_core.verification import stages_of
+from unet_core.verification import RunOnDisk, stages_of
 from unet_core.volumes import Store
 
 SHAPE = (20, 150, 70)
@@ -147,9 +147,69 @@ def test_a_missing_array_is_found_and_made_again(output: Path, made: Path) -> No
     assert voxels(output) == voxels(made / "labels.zarr")
 
 
-def test_a_complete_run_with_a_gap_is_not_sound(output: Path) -> None:
-    from unet_core.ledger import Ledger
+@pytest.mark.parametrize("text", ["", "{", "[]"])
+def test_damaged_group_metadata_is_found_and_made_again(text: str, output: Path, made: Path) -> None:
+    (output / "zarr.json").write_text(text)
+    found = verify(str(output), repair=True)
+    assert "zarr.json is damaged" in found.problems[0]["error"]
+    complete(made, output)
+    assert verify(str(output)).sound
+    ours, whole = (zarr.open_group(path, mode="r").attrs["ome"] for path in (output, made / "labels.zarr"))
+    assert ours["multiscales"] == whole["multiscales"]
 
+
+def test_a_damaged_status_vouches_for_nothing(output: Path) -> None:
+    (output / ".unet-flows" / "status.json").write_text("")
+    assert "damaged" in status(str(output))["status"]
+    assert not verify(str(output)).sound
+
+
+def test_what_was_verified_before_it_was_finished_is_looked_at_again(output: Path, made: Path) -> None:
+    """In one process, whose worker functions remember digests."""
+    with hold(Store(output)) as lease:
+        RunOnDisk.open(Store(output)).ledger("predict", epoch=lease.epoch).seal(without=[1])
+    assert verify(str(output)).missing["predict"] == 1
+    complete(made, output)
+    assert verify(str(output)).sound
+
+
+def test_repair_that_is_killed_leaves_nothing_made_from_a_hole(
+    output: Path, made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard(output).unlink()
+    seal, calls = Ledger.seal, []
+
+    def killed(ledger: Ledger, **options: object) -> object:
+        calls.append(ledger.stage)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return seal(ledger, **options)
+
+    monkeypatch.setattr(Ledger, "seal", killed)
+    with pytest.raises(KeyboardInterrupt):
+        verify(str(output), repair=True)
+    monkeypatch.setattr(Ledger, "seal", seal)
+    assert (
+        status(str(output))["stages"]["pyramid-1"]["done"]
+        < status(str(output))["stages"]["pyramid-1"]["total"]
+    )
+    assert verify(str(output), repair=True).reopened["predict"] == 1
+    complete(made, output)
+    assert voxels(output) == voxels(made / "labels.zarr")
+
+
+def test_a_damaged_shard_that_an_roi_cuts_is_mended(made: Path, tmp_path: Path) -> None:
+    to = tmp_path / "roi.zarr"
+    cut = Box((1, 3, 2), (19, 140, 60))
+    pipeline.complete(made, str(to), tile=TILE, roi=cut)
+    whole = voxels(to)
+    flip(shard(to))
+    assert verify(str(to), repair=True).reopened["predict"] == 1
+    pipeline.complete(made, str(to), tile=TILE, roi=cut)
+    assert voxels(to) == whole
+
+
+def test_a_complete_run_with_a_gap_is_not_sound(output: Path) -> None:
     with hold(Store(output)) as lease:
         count = status(str(output))["stages"]["predict"]["total"]
         Ledger(Store(output), "predict", count, lease.epoch).seal(without=[1])

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from unet_core.errors import DataError, InputError
+from unet_core.errors import DataError, UnfitWorkerError
 from unet_core.geometry import Box
 from unet_core.model import UNet, channels_last, for_inference
 from unet_core.normalisation import Scale, require_finite
@@ -53,7 +53,7 @@ class Predictor:
 
     def __init__(self, network: UNet, *, scale: Scale, device: str, dtype: str = "float32") -> None:
         if device == "cuda" and not torch.cuda.is_available():
-            raise InputError(
+            raise UnfitWorkerError(
                 "this run needs a GPU and this process sees none",
                 expected="a CUDA device",
                 found=f"torch {torch.__version__}, no CUDA device",

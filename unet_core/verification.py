@@ -11,10 +11,10 @@ from unet_core import ingestion, segmentation
 from unet_core.errors import DataError, InputError
 from unet_core.geometry import Box
 from unet_core.ledger import Done, Ledger, RunRecord, Stage, digest_of, read_record
-from unet_core.volumes import Store, open_for_reading, read_box
+from unet_core.volumes import Store, before_work, open_for_reading, read_box
 
 # Damaged blocks that are traced to the later blocks they went into; with more, all later blocks are redone.
-_TRACED = 1000
+_TRACED = 100
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class RunOnDisk:
     record: RunRecord
 
     @classmethod
+    @before_work()
     def open(cls, store: Store) -> RunOnDisk:
         """The run at `store`.
 
@@ -39,7 +40,7 @@ class RunOnDisk:
                 "no run of unet-flows is here",
                 where=store.url,
                 expected="an output of unet-flows ingest or segment",
-                found="a folder without a run record" if store.exists() else "nothing",
+                found="no run record there" if store.exists() else "nothing",
                 fix="check the path",
             )
         return cls(store, record)
@@ -109,20 +110,21 @@ def reopen(run: RunOnDisk, damaged: Mapping[str, Iterable[int]], *, epoch: int) 
     Returns how many blocks of each stage are open now that were not before. The caller holds the lease.
     """
     extents: list[tuple[int, Box]] = []
-    opened: dict[str, int] = {}
+    opened: dict[str, list[int]] = {}
     for stage in run.stages:
-        ledger = run.ledger(stage.name, epoch=epoch)
-        done = ledger.read().done
+        done = run.ledger(stage.name).read().done
         indices = {index for index in damaged.get(stage.name, ()) if done[index]}
         if len(extents) > _TRACED:
             indices.update(map(int, np.flatnonzero(done)))
         elif extents:
             indices.update(index for index in map(int, np.flatnonzero(done)) if _meets(stage, index, extents))
         if indices:
-            ledger.seal(without=sorted(indices))
-            extents += [stage.extent(index) for index in sorted(indices)]
-            opened[stage.name] = len(indices)
-    return opened
+            opened[stage.name] = sorted(indices)
+            extents += [stage.extent(index) for index in opened[stage.name]]
+    # The last stage first: killed half-way, nothing made from a hole counts as done.
+    for name in reversed(opened):
+        run.ledger(name, epoch=epoch).seal(without=opened[name])
+    return {name: len(indices) for name, indices in opened.items()}
 
 
 def missing_arrays(store: Store, stage: Stage) -> list[str]:

@@ -35,7 +35,14 @@ def main() -> None:
             if code != 0:
                 raise SystemExit(errors)
             began = time.monotonic()
-            told = soak(root, root / "soaked", options.kills, options.seed, environment)
+
+            def show(hits: dict[str, int], done: int) -> None:
+                kills = sum(hits.values())
+                left = (time.monotonic() - began) / kills * (options.kills - kills)
+                line = f"{kills} of {options.kills} kills, {done} blocks done, about {left / 60:.0f} min left"
+                print(line, file=sys.stderr, flush=True)
+
+            told = soak(root, root / "soaked", options.kills, options.seed, environment, show)
         found = verify(str(root / "soaked"))
         document = {
             "kills": sum(told["kills"].values()),

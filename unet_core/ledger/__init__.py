@@ -10,6 +10,7 @@ The mechanism is one for all stages: a stage is a plan of blocks (`Stage`), a fu
 commits it, and a ledger.
 """
 
+from unet_core.ledger.clearing import clear
 from unet_core.ledger.entries import Entries, Ledger, digest_of
 from unet_core.ledger.lease import Holder, Lease, hold, holder, require_epoch
 from unet_core.ledger.quarantine import Failure, Quarantine
@@ -18,14 +19,16 @@ from unet_core.ledger.record import (
     RunRecord,
     begin,
     begun,
-    clear,
     read_record,
+    require_apart,
     require_ours,
+    require_replaceable,
 )
 from unet_core.ledger.stage import Done, Stage
-from unet_core.ledger.status import Status, read_status, require_complete, set_status
+from unet_core.ledger.status import ATTRIBUTE, Status, read_status, require_complete, set_status
 
 __all__ = [
+    "ATTRIBUTE",
     "FOLDER",
     "Done",
     "Entries",
@@ -45,8 +48,10 @@ __all__ = [
     "holder",
     "read_record",
     "read_status",
+    "require_apart",
     "require_complete",
     "require_epoch",
     "require_ours",
+    "require_replaceable",
     "set_status",
 ]

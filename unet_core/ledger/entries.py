@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
@@ -88,7 +88,7 @@ class Ledger:
         suffix = f"-{absent}" if absent else ""
         self.store.write(f"{self._folder(self.epoch)}/{index // _GROUP:06d}/{index}-{digest}{suffix}", b"")
 
-    def seal(self, *, without: Iterable[int] = ()) -> Entries:
+    def seal(self, *, without: Collection[int] = ()) -> Entries:
         """Put all entries that count into one file and drop them; `without` blocks are open again."""
         entries = self.read()
         entries.done[list(without)] = False
@@ -98,16 +98,20 @@ class Ledger:
         buffer = BytesIO()
         np.save(buffer, array, allow_pickle=False)
         require_epoch(self.store, self.epoch)
-        self.store.write(f"{self._prefix}/sealed/{self.epoch:08d}", _checked(buffer.getvalue()))
+        # The seal before this one stays until the next: after a power cut this one may be empty.
+        last = max((epoch for epoch in self._sealed() if epoch < self.epoch), default=0)
+        self.store.write(self._sealed_key(self.epoch), _checked(buffer.getvalue()), durable=True)
         dropped = set(without)
         self.store.delete(
             key
             for key, entry in self._loose()
             if int(entry["epoch"]) < self.epoch
-            or (index := int(entry["index"])) in dropped
-            or entries.done[index]
+            or (
+                int(entry["epoch"]) == self.epoch
+                and (int(entry["index"]) in dropped or entries.done[int(entry["index"])])
+            )
         )
-        self.store.delete(self._sealed_key(epoch) for epoch in self._sealed() if epoch < self.epoch)
+        self.store.delete(self._sealed_key(epoch) for epoch in self._sealed() if epoch < last)
         return entries
 
     @property
@@ -135,20 +139,24 @@ class Ledger:
         return [int(name) for name in names if name.isdecimal()]
 
     def _seal(self) -> tuple[int, NDArray[Any] | None]:
-        epoch = max(self._sealed(), default=0)
-        data = self.store.read(self._sealed_key(epoch)) if epoch else None
-        if data is None:
-            return 0, None
+        # A new owner may replace the seal between the listing and the reading.
+        while epoch := max(self._sealed(), default=0):
+            data = self.store.read(self._sealed_key(epoch))
+            if data is not None:
+                return epoch, self._unsealed(epoch, data)
+        return 0, None
+
+    def _unsealed(self, epoch: int, data: bytes) -> NDArray[Any]:
         if _checked(data[_CHECK:]) != data:
             raise InputError(
                 "this ledger is damaged",
                 where=f"{self.store.url}/{self._sealed_key(epoch)}",
-                fix="--restart the run, or put the file back from a copy",
+                fix="delete this file: the blocks that it alone says are done will be done again",
             )
         array: NDArray[Any] = np.load(BytesIO(data[_CHECK:]), allow_pickle=False)
         if array.dtype != _SEAL or array.shape != (self.count,):
             raise self._disagreement(self._sealed_key(epoch), f"{array.size} blocks")
-        return epoch, array
+        return array
 
     def _disagreement(self, key: str, found: str) -> InputError:
         return InputError(

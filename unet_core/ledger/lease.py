@@ -26,20 +26,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from unet_core.errors import InputError, LostLeaseError, StoreError
 from unet_core.ledger.record import FOLDER
 from unet_core.volumes import Store
 
 PATIENCE = 6  # beats without a change after which an owner counts as dead
 _LAST_WORDS = 5.0  # seconds
+_EVERY = 10.0  # seconds between two beats
 _PREFIX = f"{FOLDER}/lease"
 
 
 @dataclass(frozen=True)
 class Holder:
-    """What the newest lease object says. `changed` differs between any two beats."""
+    """What the newest lease object says: it differs between any two beats."""
 
     epoch: int
     document: Mapping[str, Any]
@@ -50,21 +49,18 @@ class Holder:
 
     @property
     def seconds_to_expire(self) -> float:
-        return PATIENCE * float(self.document.get("every", 10.0))
+        return PATIENCE * float(self.document["every"])
 
     @property
     def process_is_gone(self) -> bool:
         """Certainly dead: it ran in this very machine and process namespace, and runs no more."""
-        owner = self.document.get("owner", {})
+        owner = self.document["owner"]
         if not owner.get("space") or owner.get("space") != _process_space():
             return False
-        try:
-            return bool(psutil.Process(owner["pid"]).create_time() != owner["started"])
-        except psutil.NoSuchProcess:
-            return True
+        return bool(_started(owner.get("pid")) != owner.get("started"))
 
     def __str__(self) -> str:
-        owner = self.document.get("owner", {})
+        owner = self.document["owner"]
         return f"process {owner.get('pid')} on {owner.get('host')}, heartbeat {self.document.get('beat')}"
 
 
@@ -176,7 +172,7 @@ def hold(
     InputError
         Another run lives on this output.
     """
-    every = every or float(os.environ.get("UNET_FLOWS_HEARTBEAT_SECONDS", "10"))
+    every = every or _seconds_between_beats()
     lease = _acquire(store, every, on_wait, clock, sleep)
     heart = threading.Thread(target=lease.keep_beating, name="lease", daemon=True)
     heart.start()
@@ -184,6 +180,22 @@ def hold(
         yield lease
     finally:
         lease.release()
+
+
+def _seconds_between_beats() -> float:
+    text = os.environ.get("UNET_FLOWS_HEARTBEAT_SECONDS", str(_EVERY))
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= 3600:
+        raise InputError(
+            "this is no number of seconds between heartbeats",
+            where="UNET_FLOWS_HEARTBEAT_SECONDS",
+            expected="more than 0, at most 3600",
+            found=repr(text),
+        )
+    return seconds
 
 
 def _acquire(
@@ -261,17 +273,35 @@ def _parse(data: bytes) -> dict[str, Any]:
     except ValueError:
         document = None
     # An object that says nothing still holds its epoch; it expires like any that does not change.
-    return document if isinstance(document, dict) else {"damaged": data.hex()}
+    document = document if isinstance(document, dict) else {"damaged": data.hex()}
+    every = document.get("every")
+    return {
+        **document,
+        "owner": document["owner"] if isinstance(document.get("owner"), dict) else {},
+        "every": every if isinstance(every, int | float) and 0 < every < 3600 * 24 else _EVERY,
+    }
 
 
 def _this_process() -> dict[str, Any]:
     return {
         "host": socket.gethostname(),
         "pid": os.getpid(),
-        "started": psutil.Process().create_time(),
+        "started": _started(os.getpid()),
         "space": _process_space(),
         "id": uuid.uuid4().hex,
     }
+
+
+def _started(pid: object) -> int | None:
+    """Clock ticks from boot to the start of a process (proc(5), field 22); None where it is gone.
+
+    Not a time of day: that would change when somebody sets the clock.
+    """
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return int(fields[19]) if fields[0] not in "ZX" else None
 
 
 def _process_space() -> str | None:

@@ -9,7 +9,6 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
-from unet_core.errors import InputError
 from unet_core.ledger.record import FOLDER
 from unet_core.volumes import Store
 
@@ -53,12 +52,11 @@ class Quarantine:
                 continue
             try:
                 yield Failure(**json.loads(data))
-            except (ValueError, TypeError):
-                raise InputError(
-                    "this record of a failed block cannot be read",
-                    where=f"{self.store.url}/{self._key(index)}",
-                    fix="delete it: the block stays missing and will be done again",
-                ) from None
+            except (ValueError, TypeError):  # damaged; that the block failed, its name says
+                error = f"the record of this failure cannot be read: {self._key(index)}"
+                yield Failure(
+                    stage=self.stage, index=index, error=error, traceback="", worker="unknown", attempts=0
+                )
 
     @property
     def _prefix(self) -> str:

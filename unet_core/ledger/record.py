@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
 from unet_core.errors import InputError
-from unet_core.volumes import Store, create_records_node
+from unet_core.volumes import Store, before_work, create_records_node
 
 FOLDER = ".unet-flows"
 FORMAT = 2
@@ -82,6 +83,7 @@ def read_record(store: Store) -> RunRecord | None:
     return RunRecord(document["kind"], document["identity"], document["plan"])
 
 
+@before_work()
 def begun(store: Store, kind: str, request: Mapping[str, Any]) -> RunRecord | None:
     """The run already begun on this output, if the request is the same run; None for a new output.
 
@@ -136,6 +138,54 @@ def require_ours(store: Store) -> None:
         )
 
 
+def require_replaceable(store: Store, kind: str, inputs: Iterable[Store]) -> None:
+    """Refuse to take away what is not an earlier run of this kind, or holds an input of the new one.
+
+    Raises
+    ------
+    InputError
+        An output of another program or of another command; an input that lies in the output, or around it.
+    """
+    require_ours(store)
+    require_apart(store, inputs)
+    try:
+        record = read_record(store)
+    except InputError:
+        return  # a damaged or newer record: --restart is the way out of it
+    if record is not None and record.kind != kind:
+        raise InputError(
+            "--restart would take away something else",
+            where=store.url,
+            expected=f"an output of {kind}",
+            found=f"an output of {record.kind}",
+            fix="choose another --to, or remove it yourself",
+        )
+
+
+def require_apart(output: Store, inputs: Iterable[Store]) -> None:
+    """Refuse an output that is an input, lies in one, or holds one.
+
+    Raises
+    ------
+    InputError
+        Naming the two.
+    """
+    place = _place(output)
+    for source in inputs:
+        other = _place(source)
+        if f"{place}/".startswith(f"{other}/") or f"{other}/".startswith(f"{place}/"):
+            raise InputError(
+                "the output and an input lie in one another",
+                where=output.url,
+                found=source.url,
+                fix="choose another --to",
+            )
+
+
+def _place(store: Store) -> str:
+    return store.url if store.remote else os.path.realpath(store.url)
+
+
 def contents(store: Store) -> Iterator[str]:
     """Keys of everything in an output that is not a record of ours."""
     everything = store.keys()
@@ -161,20 +211,6 @@ def begin(store: Store, record: RunRecord) -> None:
                 fix="choose another --to",
             )
     create_records_node(store, FOLDER)
-
-
-def clear(store: Store) -> None:
-    """Take away a run with all it wrote, so that another can begin. The caller holds the lease.
-
-    The ledger goes first and the record last: killed half-way, what is left is the old run with blocks to
-    do, never a ledger without its data.
-    """
-    require_ours(store)
-    store.delete(store.keys(f"{FOLDER}/ledger"))
-    store.delete(contents(store))
-    kept = (f"{FOLDER}/lease/", f"{FOLDER}/run.json")
-    store.delete(key for key in store.keys(FOLDER) if not key.startswith(kept))
-    store.delete([f"{FOLDER}/run.json"])
 
 
 def read_json(store: Store, name: str) -> dict[str, Any] | None:

@@ -12,7 +12,7 @@ from unet_core import budget, inference
 from unet_core.checkpoint import StoredModel, load_model
 from unet_core.errors import DataError, InputError
 from unet_core.geometry import Box, Shape, round_up
-from unet_core.ledger import RunRecord, Stage, begun, require_complete, require_ours
+from unet_core.ledger import RunRecord, Stage, begun, require_apart, require_complete, require_replaceable
 from unet_core.metadata import pyramid_levels
 from unet_core.normalisation import Scale, require_finite
 from unet_core.probe import Probe
@@ -171,8 +171,7 @@ def plan_segmentation(
     )
     _check_fit(model, volume)
     output = Store(request.to)
-    if output.url == source.url:
-        raise InputError("the output is the input", where=output.url, fix="choose another --to")
+    require_apart(output, (source, Store(request.model)))
     roi = request.roi or volume.box
     if len(roi.lower) == 2 and volume.shape[0] == 1:  # y, x of a plane
         roi = Box((0, *roi.lower), (1, *roi.upper))
@@ -183,7 +182,7 @@ def plan_segmentation(
             found=roi,
         )
     if request.restart:
-        require_ours(output)
+        require_replaceable(output, KIND, (source, Store(request.model)))
         record = None
     else:
         record = begun(output, KIND, identity_of(request, volume, model, roi))

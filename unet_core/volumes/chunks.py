@@ -57,15 +57,14 @@ def read_checked(array: zarr.Array[Any], selection: Selection, axes: Sequence[st
 def write_checked(
     array: zarr.Array[Any], selection: Selection, data: NDArray[Any], axes: Sequence[str]
 ) -> None:
-    """`array[selection] = data`, also over damaged objects, where nothing of them is to be kept.
+    """`array[selection] = data`, also over damaged objects: they are taken away first.
 
     zarr reads the old shard even when it writes the whole of it: without this, what a crash has damaged
-    could never be written again.
+    could never be written again. The caller is the one writer of each object that he meets: whatever of it
+    lies outside `selection` nobody else has written.
 
     Raises
     ------
-    DataError
-        An object of which only a part is to be written is damaged.
     StoreError
         The store does not take it.
     """
@@ -76,9 +75,7 @@ def write_checked(
         raise
     except Exception:
         replaced = False
-        for chunk, reason in _damaged(array, selection):
-            if not _covers(_extent(array, selection), _object_of(array, chunk)):
-                raise _data_error(array, selection, axes, chunk, reason) from None
+        for chunk, _ in _damaged(array, selection):
             _delete(array, chunk)
             replaced = True
         if not replaced:
@@ -119,16 +116,6 @@ def _chunks_of(array: zarr.Array[Any], extent: Extent) -> Iterator[Extent]:
     rows = [range(a // c, -(-b // c)) for (a, b), c in zip(extent, array.chunks)]
     for index in product(*rows):
         yield [(i * c, min((i + 1) * c, n)) for i, c, n in zip(index, array.chunks, array.shape)]
-
-
-def _object_of(array: zarr.Array[Any], chunk: Extent) -> Extent:
-    """The part of the array in the object that holds a chunk."""
-    cells = zip(chunk, _object_shape(array), array.shape)
-    return [(a // n * n, min(a // n * n + n, end)) for (a, _), n, end in cells]
-
-
-def _covers(outer: Extent, inner: Extent) -> bool:
-    return all(a <= c and d <= b for (a, b), (c, d) in zip(outer, inner))
 
 
 def _delete(array: zarr.Array[Any], chunk: Extent) -> None:

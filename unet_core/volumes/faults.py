@@ -188,11 +188,12 @@ def patience() -> float:
     """Seconds for which a remote store is tried again. UNET_FLOWS_RETRY_SECONDS; default: three minutes."""
     text = os.environ.get("UNET_FLOWS_RETRY_SECONDS", "180")
     try:
-        return float(text)
+        seconds = float(text)
     except ValueError:
-        raise InputError(
-            "this is no number of seconds", where="UNET_FLOWS_RETRY_SECONDS", found=repr(text)
-        ) from None
+        seconds = -1.0
+    if not 0 <= seconds <= 24 * 3600:
+        raise InputError("this is no number of seconds", where="UNET_FLOWS_RETRY_SECONDS", found=repr(text))
+    return seconds
 
 
 def pauses(seconds: float) -> Iterator[float]:

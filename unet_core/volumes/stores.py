@@ -161,9 +161,21 @@ class Store:
 
         return self._persist(key, attempt)
 
-    def write(self, key: str, data: bytes) -> None:
-        """Put an object, whole or not at all, over whatever was there."""
+    def write(self, key: str, data: bytes, *, durable: bool = False) -> None:
+        """Put an object, whole or not at all, over whatever was there.
+
+        `durable`: before other objects are deleted because of it, let a disk hold it beyond a power cut.
+        """
         self._persist(key, lambda: obstore.put(self._store, key, data))
+        if durable and not self.remote:
+            path = Path(f"{self.url}/{key}")
+            with reached(f"{self.url}/{key}"):
+                for synced in (path, path.parent):
+                    handle = os.open(synced, os.O_RDONLY)
+                    try:
+                        os.fsync(handle)
+                    finally:
+                        os.close(handle)
 
     def create(self, key: str, data: bytes) -> bool:
         """Put an object only where there is none; False where there is one.

@@ -50,6 +50,8 @@ def create_multiscale(
     Missing chunks mean fill value 0; crc32c guards every chunk and every shard index.
     """
     spatial = [i for i, a in enumerate(SPATIAL) if a in axes]
+    if group_metadata(store) is None:  # a crash may have left half of one
+        store.delete(["zarr.json"])
     group = zarr.open_group(store.zarr(read_only=False), mode="a", zarr_format=3, use_consolidated=False)
     group.attrs.update(
         ome_attributes(
@@ -117,12 +119,10 @@ def write_box(array: zarr.Array[Any], box: Box, data: NDArray[Any], *, timepoint
     """Write (z, y, x) or, where the array has channels, (channel, z, y, x) data of a box inside the array.
 
     One writer per shard is the planner's promise, not checked here: two processes that write parts of
-    one shard lose data. A damaged shard that lies inside the box is replaced.
+    one shard lose data. A damaged shard is replaced: what the box leaves of it, nobody has written.
 
     Raises
     ------
-    DataError
-        A shard of which only a part is written is damaged.
     StoreError
         The store is full, read-only, out of reach.
     """
@@ -172,11 +172,17 @@ def axis_names(array: zarr.Array[Any]) -> tuple[str, ...]:
 
 
 def set_attributes(store: Store, attributes: Mapping[str, Any]) -> None:
-    """Put attributes beside those that the Zarr group at `store` has; does nothing where none is."""
-    key = "zarr.json"
-    data = store.read(key)
-    if data is None:
-        return
-    document = json.loads(data)
-    document["attributes"] = {**document.get("attributes", {}), **attributes}
-    store.write(key, json.dumps(document, indent=2).encode())
+    """Put attributes beside those that the Zarr group at `store` has; does nothing where no group is."""
+    document = group_metadata(store)
+    if document is not None:
+        document["attributes"] = {**document.get("attributes", {}), **attributes}
+        store.write("zarr.json", json.dumps(document, indent=2).encode())
+
+
+def group_metadata(store: Store) -> dict[str, Any] | None:
+    """The zarr.json of a group; None where there is none that can be read."""
+    try:
+        document = json.loads(store.read("zarr.json") or b"")
+    except ValueError:
+        return None
+    return document if isinstance(document, dict) and document.get("node_type") == "group" else None
