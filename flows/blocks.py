@@ -4,7 +4,7 @@
                      ^                    failed    again, at most 3 times in all, then quarantine
                      +------ again -------+         or: the run stops (nothing that others could do better)
 
-Nothing here grows with the number of blocks but the ledger's entries, 13 bytes each.
+Nothing here grows with the number of blocks but the ledger's entries, 55 bytes each while they are read.
 """
 
 from __future__ import annotations
