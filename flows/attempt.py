@@ -114,11 +114,10 @@ def this_worker() -> str:
 
 def _is_memory(error: Exception) -> bool:
     """Whether an allocation failed: numpy's, torch's on a GPU, torch's on the CPU (which has no type)."""
-    text = str(error)
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"
-        or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in text)
+        or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error))
     )
 
 
@@ -167,10 +166,10 @@ def _in_fresh_process(work: Work, index: int) -> Outcome:
             timeout=limit,
         )
     except subprocess.TimeoutExpired:
-        return _lost("a process of its own for this block neither ended nor could be ended", "")
+        return lost("a process of its own for this block neither ended nor could be ended")
     if _TIMED_OUT in process.stderr:
         hung = f"the block did not end within {work.timeout:.0f} s, in a process of its own"
-        return _lost(hung, process.stderr[-4000:])
+        return lost(hung, process.stderr[-4000:])
     lines = process.stdout.splitlines()
     if process.returncode != 0 or not lines:
         how = (
@@ -178,12 +177,13 @@ def _in_fresh_process(work: Work, index: int) -> Outcome:
             if process.returncode < 0
             else f"ended with exit code {process.returncode}"
         )
-        return _lost(f"a process of its own for this block {how}", process.stderr[-4000:])
+        return lost(f"a process of its own for this block {how}", process.stderr[-4000:])
     answer = json.loads(lines[-1])
     return Done(**answer["done"]) if "done" in answer else Failed(**answer["failed"])
 
 
-def _lost(error: str, details: str) -> Failed:
+def lost(error: str, details: str = "") -> Failed:
+    """A block whose attempt could not answer for itself."""
     return Failed(verdict="block", error=error, traceback=details, worker=this_worker())
 
 

@@ -20,9 +20,9 @@ from distributed import Client
 from numpy.typing import NDArray
 
 from flows.attempt import Failed, Work
-from flows.engines import Engine, InProcess, OnWorkers, WorkerDied
+from flows.engines import Engine, WorkerDied, engine_for
 from unet_core.errors import RunError, StoreError
-from unet_core.ledger import Done, Failure, Lease, Ledger, Quarantine
+from unet_core.ledger import Done, Failure, Lease, Ledger, Quarantine, require_epoch
 
 ATTEMPTS = 3  # of one block, or deaths of workers that try it
 SEAL_EVERY = 20_000  # blocks: a ledger stays one file and so many entries
@@ -35,8 +35,8 @@ FAILURES_LISTED = 100  # of however many; the others are on disk
 class StageResult:
     """How one stage went. `skipped` blocks were done by an earlier run; `absent` input chunks were not there.
 
-    `quarantined` blocks have failed, in earlier runs too; `failed` lists the first of them at the end.
-    `stopped` is why it ended before it had tried all.
+    `in_quarantine` are blocks that failed, in earlier runs too; `failed` tells of the first of them at the
+    end. `stopped` is why it ended before it had tried all.
     """
 
     stage: str
@@ -45,7 +45,7 @@ class StageResult:
     skipped: int = 0
     voxels: int = 0
     absent: int = 0
-    quarantined: int = 0
+    in_quarantine: set[int] = field(default_factory=set)
     seconds: float = 0.0
     failed: list[Failure] = field(default_factory=list)
     stopped: str | None = None
@@ -53,6 +53,10 @@ class StageResult:
     @property
     def complete(self) -> bool:
         return self.stopped is None and self.done + self.skipped == self.total
+
+    @property
+    def quarantined(self) -> int:
+        return len(self.in_quarantine)
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -83,6 +87,8 @@ def run_stage(
 ) -> StageResult:
     """Do the blocks of one stage that its ledger does not hold yet, those in quarantine last.
 
+    The caller has fenced off earlier owners (`outcome.Run.take_over`): what they still write would count.
+
     Parameters
     ----------
     client
@@ -95,19 +101,19 @@ def run_stage(
     LostLeaseError
         Another run owns the output now.
     """
-    # Whatever an earlier owner still writes does not count from here on.
-    entries = ledger.seal() if lease.epoch > 1 else ledger.read()
+    require_epoch(ledger.store, lease.epoch)  # a late owner would drop records of the next one's failures
+    entries = ledger.read()
     quarantine = Quarantine(ledger.store, ledger.stage)
-    result = StageResult(ledger.stage, ledger.count, skipped=int(entries.done.sum()))
-    run = _StageRun(work, quarantine, lease, result, _engine(client, work, ledger.stage))
-    for index in quarantine.indices():
-        if index < ledger.count and not entries.done[index]:
-            run.quarantined.add(index)
-        else:
-            quarantine.release(index)
-    result.quarantined = len(run.quarantined)
+    quarantine.release_done(entries.done)
+    result = StageResult(
+        ledger.stage,
+        ledger.count,
+        skipped=int(entries.done.sum()),
+        in_quarantine=set(quarantine.standing(entries.done)),
+    )
+    run = _StageRun(quarantine, lease, result, engine_for(client, work, ledger.stage))
     began, unsealed = time.monotonic(), 0
-    for _ in run.over(_order(entries.done, sorted(run.quarantined), only_failed)):
+    for _ in run.over(_order(entries.done, sorted(result.in_quarantine), only_failed)):
         result.seconds = time.monotonic() - began
         lease.report(_standing(result))
         if on_progress is not None:
@@ -149,11 +155,8 @@ def _standing(result: StageResult) -> dict[str, Any]:
 class _StageRun:
     """What is known of the blocks under way."""
 
-    def __init__(
-        self, work: Work, quarantine: Quarantine, lease: Lease, result: StageResult, engine: Engine
-    ) -> None:
-        self.quarantined: set[int] = set()
-        self._work, self._quarantine, self._lease = work, quarantine, lease
+    def __init__(self, quarantine: Quarantine, lease: Lease, result: StageResult, engine: Engine) -> None:
+        self._quarantine, self._lease = quarantine, lease
         self._result, self._engine = result, engine
         self._again: deque[tuple[int, bool]] = deque()
         self._attempts: Counter[int] = Counter()
@@ -198,10 +201,9 @@ class _StageRun:
         self._result.done += 1
         self._result.voxels += done.voxels
         self._attempts.pop(index, None)
-        if index in self.quarantined:
-            self.quarantined.discard(index)
+        if index in self._result.in_quarantine:
+            self._result.in_quarantine.discard(index)
             self._quarantine.release(index)
-            self._result.quarantined = len(self.quarantined)
 
     def _worker_died(self, index: int) -> None:
         """Dask gives a block up after two deaths: the third attempt is alone, to tell it from bystanders."""
@@ -230,16 +232,11 @@ class _StageRun:
                 attempts=attempts,
             )
         )
-        self.quarantined.add(index)
-        self._result.quarantined = len(self.quarantined)
+        self._result.in_quarantine.add(index)
         del self._attempts[index]
         self._failed_now += 1
         if self._failed_now >= MOST_FAILURES and self._failed_now > self._result.done:
             self._result.stopped = f"{self._failed_now} blocks failed and {self._result.done} were done"
-
-
-def _engine(client: Client | None, work: Work, name: str) -> Engine:
-    return InProcess(work) if client is None else OnWorkers(client, work, name)
 
 
 def _order(done: NDArray[np.bool_], failed: list[int], only_failed: bool) -> Iterator[int]:

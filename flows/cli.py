@@ -53,7 +53,7 @@ def options_of(
             mark = typer.Option(flag, help=field.description)
         kind: Any = field.annotation
         default = inspect.Parameter.empty if field.is_required() else field.default
-        if over_file and not field.is_required():
+        if over_file:
             kind, default = kind | None, None
         return inspect.Parameter(
             name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, mark]
@@ -96,17 +96,32 @@ def train(
     config: Annotated[
         str | None, typer.Argument(help="TOML file; flags given as well win over it", show_default=False)
     ] = None,
+    init: Annotated[
+        str | None,
+        typer.Option(help="Write a commented TOML file for --image and --labels, and train nothing"),
+    ] = None,
+    yes: Yes = False,
     as_json: AsJson = False,
     **parameters: Any,
 ) -> None:
-    """Train a U-Net on labelled boxes of one or several volumes."""
-    from flows.summary import print_training
+    """Train a U-Net on labelled boxes of one or several volumes; the same command again goes on."""
+    from flows.outcome import told
+    from flows.summary import print_proposal, print_training
     from flows.train import prepare, read_config
     from flows.train import train as flow
+    from unet_core.training import notes as training_notes
 
-    settings = read_config(config, {k: v for k, v in parameters.items() if v is not None})
-    prepare(settings)
-    _report(flow(**settings.model_dump()), as_json, print_training)
+    given = {k: v for k, v in parameters.items() if v is not None}
+    if init is not None:
+        from flows.init import write
+
+        _report(write(init, config=config, given=given), as_json, print_proposal)
+        return
+    settings = read_config(config, given)
+    for note in training_notes(prepare(settings).plan):
+        print(f"note: {note}", file=sys.stderr)
+    _confirm_restart(settings, yes)
+    _report(told(flow, "train", settings.model_dump()), as_json, print_training)
 
 
 @app.command()
@@ -144,9 +159,21 @@ def evaluate(
     labels: Annotated[str, typer.Argument(help="Predicted label volume")],
     truth: Annotated[str, typer.Argument(help="True label volume: classes, or instance ids with --target")],
     target: Annotated[
-        str | None, typer.Option(help="Make classes from instance ids: foreground or boundary")
+        str | None, typer.Option(help="Make classes from instance ids, as the target of `train` does")
     ] = None,
+    instances: Annotated[
+        bool, typer.Option("--instances", help="Both volumes hold one id per object: match and score objects")
+    ] = False,
     roi: Annotated[str | None, typer.Option(help="Only this box, as z0:z1,y0:y1,x0:x1")] = None,
+    planar: Annotated[
+        bool, typer.Option("--planar", help="The z planes are images of their own, not a volume")
+    ] = False,
+    ignore: Annotated[
+        int | None, typer.Option(help="True id or class of voxels that nobody labelled; they do not count")
+    ] = None,
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="Also score every threshold of what `segment` wrote so")
+    ] = False,
     image: Annotated[str | None, typer.Option(help="The image, for --trivial and --picture")] = None,
     trivial: Annotated[
         str | None, typer.Option(help="Also score trivial answers that are chosen on this box")
@@ -159,23 +186,92 @@ def evaluate(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Compare labels with the truth: IoU, Dice and pixel error per class, block by block."""
+    """Compare labels with the truth, block by block: IoU, Dice and pixel error per class, or, with
+    --instances, Rand, information, average precision, panoptic quality and SEG."""
     from flows.config import choice
     from flows.evaluate import evaluate as run
-    from flows.summary import print_evaluation
+    from flows.evaluate import evaluate_instances
+    from flows.summary import print_evaluation, print_instances
 
+    place: dict[str, Any] = {"command": "evaluate", "labels": labels, "truth": truth}
+    if instances:
+        if probabilities or any(option is not None for option in (target, image, trivial, picture)):
+            raise InputError(
+                "--instances compares ids as they are",
+                expected="no --target, --probabilities, --image, --trivial or --picture beside it",
+            )
+        scores = evaluate_instances(labels, truth, roi=roi, planar=planar, ignore=ignore, partial=partial)
+        document = {**place, "roi": roi, "planar": planar, "ignore": ignore, **scores.to_dict()}
+        _report(document, as_json, lambda _: print_instances(scores))
+        return
     result = run(
         labels,
         truth,
         target=choice("--target", target, TargetName),
         roi=roi,
+        planar=planar,
+        ignore=ignore,
         partial=partial,
+        probabilities=probabilities,
         image=image,
         trivial_from=trivial,
         picture=picture,
     )
-    document = {"command": "evaluate", "labels": labels, "truth": truth, **result.to_dict()}
-    _report(document, as_json, lambda _: print_evaluation(result))
+    _report({**place, **result.to_dict()}, as_json, lambda _: print_evaluation(result))
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="Model folder", show_default=False)],
+    format: Annotated[
+        str, typer.Option(help="onnx: the bare network; bioimageio: a bioimage.io model package")
+    ],
+    to: Annotated[str, typer.Option(help="File to write")],
+    name: Annotated[str | None, typer.Option(help="The model's name, for people")] = None,
+    description: Annotated[str | None, typer.Option(help="What it is for, in a sentence")] = None,
+    author: Annotated[list[str] | None, typer.Option(help="Who made it; may be given again")] = None,
+    licence: Annotated[str | None, typer.Option(help="SPDX identifier; CC-BY-4.0 otherwise")] = None,
+    image: Annotated[
+        str | None, typer.Option(help="Volume whose middle is the example and the cover; noise otherwise")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a trained model for other software: an ONNX file, or a bioimage.io package."""
+    from flows.config import choice
+    from flows.exchange import Format, about, export_model
+    from flows.summary import print_export
+
+    document = export_model(
+        model,
+        format=choice("--format", format, Format),
+        to=to,
+        about=about(name, description, author, licence),
+        image=image,
+    )
+    _report(document, as_json, print_export)
+
+
+@app.command("import")
+def import_(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="bioimage.io package (.zip or folder), or state dict (.safetensors, .pt, .pth)",
+            show_default=False,
+        ),
+    ],
+    to: Annotated[str, typer.Option(help="Model folder to write")],
+    spec: Annotated[
+        str | None,
+        typer.Option(help="JSON or TOML with class_names, target, scale and so on, as in a model.json"),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a model folder from a bioimage.io package or a PyTorch state dict of this network."""
+    from flows.exchange import import_model
+    from flows.summary import print_import
+
+    _report(import_model(source, to=to, spec=spec), as_json, print_import)
 
 
 @app.command()
@@ -268,7 +364,7 @@ def _fail(error: UnetFlowsError) -> int:
 def _interrupted() -> None:
     if "--json" in sys.argv:
         print(json.dumps({"command": _command(), "status": "interrupted"}, indent=1))
-    goes_on = _command() in ("ingest", "segment")
+    goes_on = _command() in ("ingest", "segment", "train")
     hint = "; the same command goes on where it stopped" if goes_on else ""
     print(f"interrupted{hint}", file=sys.stderr)
 

@@ -65,7 +65,8 @@ def open_client(config: ClusterConfig) -> Iterator[Client]:
             return
         with _cluster(config) as cluster, Client(cluster) as client:
             _wait_for_workers(client, config.kind)
-            client.register_plugin(_DieWithParent())
+            if config.kind == "local":
+                client.register_plugin(_DieWithParent())
             try:
                 yield client
             except BaseException:
@@ -167,8 +168,7 @@ class _DieWithParent(WorkerPlugin):  # type: ignore[misc]
     name = "die-with-parent"
 
     def setup(self, worker: Any) -> None:
-        if isinstance(worker.nanny, str) and worker.nanny.startswith("tcp://127.0.0.1"):
-            end_with_parent(signal.SIGKILL)
+        end_with_parent(signal.SIGKILL)
 
 
 def _stop_now(cluster: LocalCluster) -> None:
@@ -183,7 +183,13 @@ def _stop_now(cluster: LocalCluster) -> None:
 
 
 def thread_environment(threads: int) -> dict[str, str]:
-    """What keeps a worker process to `threads` cores."""
+    """What keeps a worker process to `threads` cores, and to the memory that the plan counts."""
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
-    # Threads that wait must not spin: on cores that others use too, they take the time of those that work.
-    return {**{name: str(threads) for name in names}, "OMP_WAIT_POLICY": "PASSIVE"}
+    return {
+        **{name: str(threads) for name in names},
+        # Threads that wait must not spin: on cores that others use too, they take the time of those at work.
+        "OMP_WAIT_POLICY": "PASSIVE",
+        # Freed tensors go back to the system at once; else the C library keeps up to 140 MB of them, more or
+        # less by chance. Dask sets it for workers under a nanny; here it holds whatever Dask is told.
+        "MALLOC_TRIM_THRESHOLD_": "65536",
+    }

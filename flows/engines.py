@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from distributed import CancelledError, Client, KilledWorker, wait
 
-from flows.attempt import Failed, Outcome, Work, attempt, this_worker
+from flows.attempt import Outcome, Work, attempt, lost, this_worker
 from unet_core.errors import RunError
 
 NO_WORKERS_PATIENCE = 600.0  # seconds
@@ -174,15 +174,18 @@ class OnWorkers:
             )
 
 
+def engine_for(client: Client | None, work: Work, name: str) -> Engine:
+    """Dask's workers, or without a client this process."""
+    return InProcess(work) if client is None else OnWorkers(client, work, name)
+
+
 def _without_result(future: Any) -> Outcome | WorkerDied:
     if future.status != "error":
         return WorkerDied()
     error = future.exception()
     if isinstance(error, KilledWorker):
         return WorkerDied()
-    return Failed(
-        verdict="block", error=f"{type(error).__name__}: {error}", traceback="", worker=this_worker()
-    )
+    return lost(f"{type(error).__name__}: {error}")
 
 
 def _scheduler_lost() -> RunError:

@@ -9,25 +9,36 @@ from typing import Any
 from flows.config import parse_box
 from flows.report import write_picture
 from unet_core.errors import InputError
-from unet_core.evaluation import Scores, TrivialScores, trivial_scores
+from unet_core.evaluation import (
+    InstanceScores,
+    Scores,
+    Thresholds,
+    TrivialScores,
+    Truth,
+    evaluate_thresholds,
+    trivial_scores,
+)
 from unet_core.evaluation import evaluate as compare
+from unet_core.evaluation import evaluate_instances as compare_instances
 from unet_core.geometry import Box
-from unet_core.ledger import read_record, require_complete
-from unet_core.targets import Target
+from unet_core.ledger import RunRecord, read_record, require_complete
+from unet_core.targets import Target, class_names
 from unet_core.volumes import Store, Volume
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `evaluate` found; `trivial` and `picture` where they were asked for."""
+    """What `evaluate` found; `thresholds`, `trivial` and `picture` where they were asked for."""
 
     scores: Scores
+    thresholds: Thresholds | None
     trivial: TrivialScores | None
     picture: Path | None
 
     def to_dict(self) -> dict[str, Any]:
         return {
             **self.scores.to_dict(),
+            "thresholds": None if self.thresholds is None else self.thresholds.to_dict(),
             "trivial": None if self.trivial is None else self.trivial.to_dict(),
             "picture": None if self.picture is None else str(self.picture),
         }
@@ -39,7 +50,10 @@ def evaluate(
     *,
     target: Target | None = None,
     roi: str | None = None,
+    planar: bool = False,
+    ignore: int | None = None,
     partial: bool = False,
+    probabilities: bool = False,
     image: str | None = None,
     trivial_from: str | None = None,
     picture: str | None = None,
@@ -48,6 +62,10 @@ def evaluate(
 
     Parameters
     ----------
+    planar, ignore
+        See `unet_core.evaluation.Truth`. What a 2D model predicted is planar in any case.
+    probabilities
+        Also score every threshold of the probabilities that lie beside the labels.
     image
         The intensities, needed by the next two.
     trivial_from
@@ -64,19 +82,24 @@ def evaluate(
         raise InputError(
             "the image is needed for this", expected="--image VOLUME beside --trivial or --picture"
         )
-    for url in (labels, truth, *([image] if image else [])):
-        if not partial:
-            require_complete(Store(url))
-    record = read_record(Store(labels))
-    plan: dict[str, Any] = dict(record.plan) if record is not None and record.kind == "segment" else {}
+    if not partial:
+        _require_complete(labels, truth, *([image] if image else []))
+    record = _segmentation(labels)
+    plan: dict[str, Any] = {} if record is None else dict(record.plan)
     region = parse_box(roi) or (Box.parse(plan["tiling"]["roi"]) if plan else None)
     common: dict[str, Any] = {
         "target": target,
         "roi": region,
         "class_names": plan.get("classes"),
-        "planar": bool(plan) and plan["tiling"]["tile"][0] == 1,
+        "planar": planar or (bool(plan) and plan["tiling"]["tile"][0] == 1),
+        "ignore": ignore,
     }
     predicted, true = Volume.open(labels), Volume.open(truth)
+    thresholds = None
+    if probabilities:
+        names = tuple(plan.get("classes") or class_names(target or "semantic", 2))
+        known = Truth(volume=true, target=target, names=names, planar=common["planar"], ignore=ignore)
+        thresholds = evaluate_thresholds(Volume.open(f"{labels}/probabilities"), known, roi=region)
     scores = compare(predicted, true, **common)
     trivial = None
     written = None
@@ -96,4 +119,53 @@ def evaluate(
             written = write_picture(
                 picture, image=intensities, labels=predicted, truth=true, planes=planes, **common
             )
-    return Evaluation(scores, trivial, written)
+    return Evaluation(scores, thresholds, trivial, written)
+
+
+def evaluate_instances(
+    labels: str,
+    truth: str,
+    *,
+    roi: str | None = None,
+    planar: bool = False,
+    ignore: int | None = None,
+    partial: bool = False,
+) -> InstanceScores:
+    """Scores of the instances at `labels` against those at `truth`: 0 is background, other ids are objects.
+
+    Parameters
+    ----------
+    roi, planar, ignore
+        See `unet_core.evaluation.InstanceComparison`.
+
+    Raises
+    ------
+    InputError
+        Volumes that are missing, incomplete (unless `partial`), of another shape or not labels, classes
+        in place of instances, a bad ROI, or not one labelled voxel.
+    """
+    if not partial:
+        _require_complete(labels, truth)
+    for what, url in (("the prediction", labels), ("the truth", truth)):
+        if (record := _segmentation(url)) is not None:
+            raise InputError(
+                f"{what} holds classes, not instances",
+                where=url,
+                expected="one id per object",
+                found=", ".join(record.plan["classes"]),
+                fix="leave --instances out to compare classes; the order is LABELS TRUTH",
+            )
+    return compare_instances(
+        Volume.open(labels), Volume.open(truth), roi=parse_box(roi), planar=planar, ignore=ignore
+    )
+
+
+def _require_complete(*urls: str) -> None:
+    for url in urls:
+        require_complete(Store(url))
+
+
+def _segmentation(url: str) -> RunRecord | None:
+    """The record of the run of `segment` that made this volume, if one did."""
+    record = read_record(Store(url))
+    return record if record is not None and record.kind == "segment" else None

@@ -13,7 +13,7 @@ from flows import tasks
 from flows.config import IngestConfig, parse_numbers, takes, validate
 from flows.outcome import owned, require_failures
 from unet_core.ingestion import KIND, IngestPlan, create_output, plan_ingest
-from unet_core.ledger import RunRecord, begin, begun, clear, require_replaceable
+from unet_core.ledger import RunRecord, begin, begun, clear, require_apart, require_replaceable
 from unet_core.sources import Source, open_source
 from unet_core.volumes import Store
 
@@ -50,7 +50,8 @@ def plan(config: IngestConfig) -> PlannedIngest:
     }
     output = Store(config.to)
     if config.restart:
-        require_replaceable(output, KIND, (Store(path) for path in config.sources))
+        require_apart(output, (Store(path) for path in config.sources))
+        require_replaceable(output, KIND)
         record = None
     else:
         record = begun(output, KIND, identity)

@@ -13,14 +13,15 @@ from distributed import Client
 
 from flows import worker
 from flows.attempt import Failed, Work
-from flows.engines import Engine, InProcess, OnWorkers, WorkerDied
+from flows.blocks import FAILURES_LISTED
+from flows.engines import Engine, WorkerDied, engine_for
 from flows.progress import stage_progress
+from unet_core import training
+from unet_core.checkpoint import load_model
 from unet_core.errors import InputError, RunError, StoreError
 from unet_core.ledger import ATTRIBUTE, Lease, Quarantine, hold, holder, read_status, set_status
 from unet_core.verification import RunOnDisk, missing_arrays, reopen
 from unet_core.volumes import Store, group_metadata
-
-FAILURES_SHOWN = 100
 
 
 def status(output: str) -> dict[str, Any]:
@@ -38,14 +39,17 @@ def status(output: str) -> dict[str, Any]:
     for stage in run.stages:
         entries = run.ledger(stage.name).read()
         quarantine = Quarantine(run.store, stage.name)
-        failed = [i for i in quarantine.indices() if i < stage.count and not entries.done[i]]
+        failed = quarantine.standing(entries.done)
         stages[stage.name] = {
             "total": stage.count,
             "done": int(entries.done.sum()),
             "failed": len(failed),
             "absent_chunks": int(entries.absent.sum()),
         }
-        failures += [asdict(f) for f in quarantine.failures(limit=FAILURES_SHOWN) if f.index in failed]
+        failures += [asdict(f) for f in quarantine.failures(limit=FAILURES_LISTED) if f.index in failed]
+    if run.record.kind == training.KIND:
+        done = max(training.Checkpoints(run.store).steps(), default=0)
+        stages["train"] = {"total": _steps(run), "done": done, "failed": 0, "absent_chunks": 0}
     # A run says that it is held until it ends; one that was killed cannot take it back.
     held = owner is not None and not owner.released and not owner.process_is_gone
     return {
@@ -111,26 +115,55 @@ def verify(output: str, *, repair: bool = False, client: Client | None = None) -
                 epoch = lease.epoch if lease is not None else -time.time_ns()
                 arguments = (run.store.url, run.record.fingerprint, epoch, stage.name)
                 work = Work(function=worker.verify, arguments=arguments)
-                engine: Engine = InProcess(work) if client is None else OnWorkers(client, work, "verify")
                 bad[stage.name] = []
-                for index, failed in _failures(engine, done, f"verify {stage.name}"):
+                for index, failed in _failures(
+                    engine_for(client, work, "verify"), done, f"verify {stage.name}"
+                ):
                     bad[stage.name].append(index)
-                    if len(found.problems) < FAILURES_SHOWN:
+                    if len(found.problems) < FAILURES_LISTED:
                         found.problems.append({"stage": stage.name, "block": index, "error": failed.error})
             found.damaged[stage.name] = len(bad[stage.name])
+        if run.record.kind == training.KIND:
+            _verify_training(run, found, repair=repair)
         found.leftovers = list(run.store.leftovers())
         recorded = _recorded(run.store)
         if recorded == "complete" and any(found.missing.values()):
             found.problems.append({"error": "the status is complete and blocks are missing"})
         attributes = (group_metadata(run.store) or {}).get("attributes", {})
-        if attributes.get(ATTRIBUTE, {}).get("status") != recorded:
+        if run.stages and attributes.get(ATTRIBUTE, {}).get("status") != recorded:
             found.problems.append({"error": f"zarr.json is damaged, or does not say {recorded}"})
         found.status = recorded
         if lease is not None and repair and not found.sound:
             found.status = "partial"
             set_status(run.store, "partial")
-            found.reopened = reopen(run, bad, epoch=lease.epoch)
+            found.reopened |= reopen(run, bad, epoch=lease.epoch)
     return found
+
+
+def _steps(run: RunOnDisk) -> int:
+    return int(run.record.plan["settings"]["steps"])
+
+
+def _verify_training(run: RunOnDisk, found: Verification, *, repair: bool) -> None:
+    """A training's checkpoints, which its next run goes on from, and its model once it is complete.
+
+    With `repair` a damaged checkpoint is dropped: the one before it serves.
+    """
+    checkpoints = training.Checkpoints(run.store)
+    damaged = checkpoints.damaged()
+    steps = checkpoints.steps()
+    found.checked["train"], found.damaged["train"] = len(steps), len(damaged)
+    found.problems += [{"stage": "train", "error": f"{key} is not what was written"} for key in damaged]
+    if _recorded(run.store) == "complete":
+        try:
+            load_model(run.store.url)
+        except InputError as error:
+            found.problems.append({"stage": "train", "error": str(error)})
+    else:
+        found.missing["train"] = _steps(run) - max(steps, default=0)
+    if repair and damaged:
+        run.store.delete(damaged)
+        found.reopened["train"] = len(damaged)
 
 
 def _recorded(store: Store) -> str:
@@ -195,11 +228,7 @@ def clean(output: str) -> dict[str, Any]:
         failures = 0
         for stage in run.stages:
             entries = run.ledger(stage.name, epoch=lease.epoch).seal()
-            quarantine = Quarantine(run.store, stage.name)
-            for index in quarantine.indices():
-                if index >= stage.count or entries.done[index]:
-                    quarantine.release(index)
-                    failures += 1
+            failures += Quarantine(run.store, stage.name).release_done(entries.done)
     return {
         "command": "clean",
         "output": run.store.url,

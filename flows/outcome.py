@@ -119,13 +119,7 @@ class Run:
         set_status(self.output, status, stages=self.counts)
 
     def _document(self, status: str) -> dict[str, Any]:
-        return {
-            "command": self.command,
-            "status": status,
-            "output": self.output.url,
-            "stages": self.counts,
-            "seconds": round(time.monotonic() - self.began, 3),
-        }
+        return _document(self.command, status, self.output, self.counts, self.began)
 
 
 @contextmanager
@@ -164,13 +158,19 @@ def told(flow: Callable[..., dict[str, Any]], command: str, parameters: dict[str
                 found=f"status {there['status']}; Prefect's server does not answer ({type(error).__name__})",
                 fix="unet-flows status OUTPUT says why; the same command does only what is missing",
             ) from None
-        return {
-            "command": command,
-            "status": "complete",
-            "output": output.url,
-            "stages": there["stages"],
-            "seconds": round(time.monotonic() - began, 3),
-        }
+        return _document(command, "complete", output, there["stages"], began)
+
+
+def _document(
+    command: str, status: str, output: Store, stages: dict[str, Any], began: float
+) -> dict[str, Any]:
+    return {
+        "command": command,
+        "status": status,
+        "output": output.url,
+        "stages": stages,
+        "seconds": round(time.monotonic() - began, 3),
+    }
 
 
 def require_failures(output: Store, stages: Sequence[Stage]) -> None:
@@ -181,13 +181,8 @@ def require_failures(output: Store, stages: Sequence[Stage]) -> None:
     InputError
         No block is in quarantine.
     """
-
-    def missing(stage: Stage) -> bool:
-        indices = [index for index in Quarantine(output, stage.name).indices() if index < stage.count]
-        done = Ledger(output, stage.name, stage.count).read().done if indices else None
-        return done is not None and not done[indices].all()
-
-    if not any(map(missing, stages)):
+    done = {stage.name: Ledger(output, stage.name, stage.count).read().done for stage in stages}
+    if not any(Quarantine(output, name).standing(flags) for name, flags in done.items()):
         raise InputError(
             "no block of this output is in quarantine",
             where=output.url,

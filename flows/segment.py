@@ -16,7 +16,7 @@ from unet_core.ledger import clear, read_record
 from unet_core.segmentation import Planned, SegmentRequest, plan_segmentation
 from unet_core.volumes import Store
 
-# A block that takes longer than at a thousandth of a fast GPU's, or a hundredth of a CPU's, speed is hung.
+# Slower than this a block is hung. Two AVX2 cores do 40e9 multiply-accumulates a second.
 _SLOWEST_MACS, _SLOWEST_VOXELS, _PATIENCE = 1e9, 1e5, 600.0
 
 
@@ -56,10 +56,10 @@ def _segment(**parameters: Any) -> dict[str, Any]:
     output = Store(config.to)
     # The cluster first: where it cannot be had, nothing is written.
     with open_client(cluster) as client, owned("segment", output) as run:
-        if planned.resumed != (read_record(output) is not None):
-            planned = plan(config)  # another run has begun, or ended, here since we looked
-        if cluster.kind != "local":
-            planned = plan(config, device=ask(client, worker.device))
+        device = None if cluster.kind == "local" else ask(client, worker.device)
+        # Or another run has begun, or was cleared away, since we looked.
+        if device is not None or planned.resumed != (read_record(output) is not None):
+            planned = plan(config, device=device)
         if config.restart:
             clear(output)
         resolved = tasks.prepare(planned)

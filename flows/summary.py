@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from flows.evaluate import Evaluation
-from flows.report import comparison_table, scores_table
+from flows.report import comparison_table, instance_tables, scores_table, thresholds_table
+from unet_core.evaluation import CRITERIA, InstanceScores
 from unet_core.geometry import Box, Shape
 from unet_core.inference import device_kind, measure_speed
 from unet_core.segmentation import Planned
@@ -202,6 +203,45 @@ def print_cleaning(document: dict[str, Any]) -> None:
     _print_rows("clean: removed", rows)
 
 
+def print_export(document: dict[str, Any]) -> None:
+    """What `export` wrote."""
+    sizes = (
+        f"{axis} {n} + k·{document['input_step'][axis]}" for axis, n in document["smallest_input"].items()
+    )
+    rows = [
+        ("output", f"{document['output']}  ({document['format']}, {_bytes(document['bytes'])})"),
+        ("opset", str(document["opset"])),
+        ("input sizes", ", ".join(sizes)),
+        ("output smaller by", ", ".join(f"{axis} {n}" for axis, n in document["output_smaller_by"].items())),
+        ("halo, each side", ", ".join(f"{axis} {n}" for axis, n in document["halo"].items())),
+    ]
+    if (validation := document["validation"]) is not None:
+        rows.append(("bioimage.io", f"{validation['status']}, format {validation['format_version']}"))
+        rows.extend(("", warning) for warning in validation["warnings"])
+    _print_rows("export", rows)
+
+
+def print_import(document: dict[str, Any]) -> None:
+    """What `import` made of its source."""
+    spec = document["spec"]
+    rows = [
+        ("model", document["model"]),
+        ("network", f"{len(spec['kernels'][0])}D, widths {spec['widths']}, {spec['upsampling']}"),
+        ("classes", ", ".join(document["classes"])),
+        *(("assumed", text) for text in document["assumed"]),
+    ]
+    _print_rows("import", rows)
+
+
+def print_proposal(document: dict[str, Any]) -> None:
+    """Where a proposed configuration lies, and what to do with it."""
+    rows = [
+        ("written", document["written"]),
+        ("next", f"look at it, then: unet-flows train {document['written']}"),
+    ]
+    _print_rows("train --init: nothing was trained", rows)
+
+
 def print_training(document: dict[str, Any]) -> None:
     """How a training went, as a table on stdout."""
     rows = [
@@ -223,6 +263,8 @@ def print_evaluation(result: Evaluation) -> None:
     """Scores per class, and the trivial answers beside them where they were asked for."""
     console = Console()
     console.print(scores_table(result.scores))
+    if result.thresholds is not None:
+        console.print(thresholds_table(map(result.thresholds.best, CRITERIA)))
     if result.trivial is not None:
         answers = {
             "prediction": result.scores,
@@ -232,6 +274,12 @@ def print_evaluation(result: Evaluation) -> None:
         console.print(comparison_table(answers, title="beside trivial answers"))
     if result.picture is not None:
         console.print(f"picture: {result.picture}", soft_wrap=True, highlight=False)
+
+
+def print_instances(scores: InstanceScores) -> None:
+    """Every measure of instances, and what was found at each IoU."""
+    for table in instance_tables(scores):
+        Console().print(table)
 
 
 def print_findings(findings: Sequence[Finding]) -> None:

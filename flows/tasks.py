@@ -14,7 +14,11 @@ from flows.blocks import StageResult, run_stage
 from flows.cluster import ask
 from flows.outcome import IncompleteStageError, Run
 from flows.progress import stage_progress
+from flows.ranks import RankedTraining
+from flows.report.artifacts import TrainingArtifacts
+from flows.report.training import show_training
 from unet_core import training
+from unet_core.errors import RunError
 from unet_core.ingestion import IngestPlan, write_slab
 from unet_core.ledger import Done, Ledger, Stage, read_record
 from unet_core.segmentation import Planned, SegmentPlan, start
@@ -68,20 +72,55 @@ def pyramid(
     return _stage(run, stage, work, _client(), only_failed)
 
 
+@task(name="prepare training", cache_policy=NO_CACHE)
+def resolve_training(plan: training.Plan, *, device: str, dtype: str) -> training.Plan:
+    """Decide what was left to the workers: device and arithmetic, once, for all ranks and restarts."""
+    client = Client.current()
+    found = ask(client, worker.device) if device == "auto" else device
+    if found == "cuda" and device != "auto":
+        ask(client, worker.require_gpu)
+    arithmetic = ask(client, worker.training_dtype, found) if dtype == "auto" else dtype
+    get_run_logger().info("training on %s in %s", found, arithmetic)
+    return training.on_device(plan, found, arithmetic)
+
+
 @task(name="train", cache_policy=NO_CACHE)
-def train(plan: training.Plan) -> training.Trained:
-    """All steps of a training, in this process."""
-    steps = plan.settings.steps
-    with stage_progress("train", steps, prefect=True) as progress:
+def train(*, run: Run, plan: training.Plan, max_restarts: int, loaders: int) -> training.Trained:
+    """All steps that are left of a training, one rank on each worker; begun anew where one dies."""
+    steps, logger = plan.settings.steps, get_run_logger()
+    _, fingerprint, epoch = _run_arguments(run)
+    artifacts = TrainingArtifacts(run.output.url.rpartition("/")[2])
+    with stage_progress("train", steps, prefect=True) as progress, artifacts:
 
-        def show(now: training.Progress) -> None:
-            progress.update(now.step, f"loss {now.loss:.4f}, {now.patches_per_second:.1f} patches/s")
-            if now.scores is not None:
-                get_run_logger().info("step %d: validation mean IoU %s", now.step, now.scores["mean_iou"])
+        def show(now: dict[str, Any]) -> None:
+            run.lease.report({"stage": "train", "done": now["step"], "total": steps})
+            note = f"loss {now['loss']:.4f}, {now['patches_per_second']:.2f} patches/s"
+            progress.update(now["step"], note)
+            if now["scores"] is not None:
+                text = f"step {now['step']}: foreground IoU {now['scores']['foreground_iou']:.4f}"
+                logger.info("%s in validation", text)
+                show_training(artifacts, run.output, text)
 
-        trained = training.run(plan, on_progress=show)
-        progress.close(steps, f"loss {trained.history[-1].loss:.4f}")
-    return trained
+        ranked = RankedTraining(
+            client=Client.current(),
+            job={"output": run.output.url, "fingerprint": fingerprint, "epoch": epoch, "loaders": loaders},
+            most=plan.settings.batch,
+            max_restarts=max_restarts,
+            on_progress=show,
+            on_restart=logger.warning,
+        )
+        ended = ranked.run()
+        found = training.Checkpoints(run.output).latest()
+        if found is None:
+            raise RunError("the training left no checkpoint", where=run.output.url)
+        history = training.History(**found.facts["history"])
+        best = training.Checkpoints(run.output).best(found.best_step)
+        if best is None:
+            raise RunError("the best weights are not to be found", where=run.output.url)
+        progress.close(found.step, f"best at step {history.best_step}")
+    return training.Trained(
+        plan=plan, network=training.network_of(plan, best), history=history, stopped=ended["stopped"]
+    )
 
 
 def _run_arguments(run: Run) -> tuple[Any, ...]:

@@ -1,31 +1,41 @@
-"""The `train` flow: labelled boxes of one or several volumes in, a model folder out."""
+"""The `train` flow: labelled boxes of one or several volumes in, a model folder out; resumable, on Dask."""
 
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import Any
 
 from prefect import flow
 
 from flows import tasks
-from flows.config import (
-    Pair,
-    TrainConfig,
-    parse_box,
-    parse_integers,
-    parse_shape,
-    read_toml,
-    takes,
-    validate,
-)
+from flows.cluster import open_client
+from flows.config import ClusterConfig, TrainConfig, read_cluster, read_toml, takes, validate
+from flows.outcome import IncompleteRunError, owned
+from flows.training_data import labelled_regions, settings_of, spec_of
 from unet_core import training
-from unet_core.architecture import UNetSpec
-from unet_core.errors import InputError
-from unet_core.geometry import Shape, round_up
-from unet_core.ledger import require_complete
-from unet_core.sampling import LabelledRegion
-from unet_core.tiling import Footprint
-from unet_core.volumes import Store, Volume
+from unet_core.inference import free_memory
+from unet_core.ledger import (
+    RunRecord,
+    begin,
+    begun,
+    clear,
+    read_record,
+    require_apart,
+    require_replaceable,
+    set_status,
+)
+from unet_core.volumes import Store
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedTraining:
+    """A training that passed every check; `record` of the one begun before, where it goes on."""
+
+    plan: training.Plan
+    identity: dict[str, Any]
+    record: RunRecord | None
+    cluster: ClusterConfig
 
 
 def read_config(path: str | None, flags: dict[str, Any]) -> TrainConfig:
@@ -33,103 +43,86 @@ def read_config(path: str | None, flags: dict[str, Any]) -> TrainConfig:
     return validate(TrainConfig, {**(read_toml(path) if path else {}), **flags}, where=path)
 
 
-def prepare(config: TrainConfig) -> training.Plan:
+def prepare(config: TrainConfig) -> PlannedTraining:
     """Everything checked, the data's intensity scale measured, nothing written."""
     output = Store(config.to)
-    if output.exists() and next(output.keys(), None) is not None:
-        raise InputError("the output exists", where=output.url, fix="choose another --to")
-    pairs, held_out = _pairs(config)
-    channels = parse_integers("--channels", config.channels) if config.channels is not None else None
-    sources = [_open(pair, channels, partial=config.partial) for pair in pairs]
-    spec = UNetSpec.build(
-        ndim=config.ndim,
-        depth=config.depth,
-        base=config.base,
-        in_channels=len(sources[0].image.channels),
-        classes=config.classes,
-        anisotropic_levels=config.anisotropic_levels,
-        upsampling=config.upsampling,
-        dropout=config.dropout,
-        norm=config.norm,
-    )
+    cluster = read_cluster(config.cluster, workers=config.workers)
+    sources, weights, held_out = labelled_regions(config)
+    folders = [volume.url for region in (*sources, *held_out) for volume in (region.image, region.labels)]
+    if config.fine_tune:
+        folders.append(config.fine_tune)
+    require_apart(output, map(Store, dict.fromkeys(folders)))
+    if config.restart:
+        require_replaceable(output, training.KIND)
+    if cluster.kind == "local" and config.device != "auto":
+        training.require_device(config.device)
+    spec = spec_of(config, sources)
     plan = training.prepare(
-        sources,
-        [_open(pair, channels, partial=config.partial) for pair in held_out],
-        spec,
-        training.TrainSettings(
-            target=config.target,
-            patch=_patch(config, spec),
-            steps=config.steps,
-            batch=config.batch,
-            learning_rate=config.learning_rate,
-            validate_every=config.validate_every,
-            class_weights="balanced" if config.class_weights == "balanced" else None,
-            seed=config.seed,
-        ),
+        sources, held_out, spec, settings_of(config, spec), weights=weights, fine_tunes=config.fine_tune
     )
+    if cluster.kind == "local" and plan.settings.device == "cpu":
+        ranks = min(cluster.workers, config.batch)
+        dtype = "float32" if config.dtype == "auto" else config.dtype
+        training.require_memory(plan, ranks, dtype=dtype, available=free_memory("cpu"))
+    identity = training.identity(plan, device=config.device, dtype=config.dtype)
+    record = None if config.restart else begun(output, training.KIND, identity)
     output.check_writable(64 * 2**20)
-    return plan
+    return PlannedTraining(plan=plan, identity=identity, record=record, cluster=cluster)
 
 
 @takes(TrainConfig)
 def _train(**parameters: Any) -> dict[str, Any]:
-    """Train a U-Net on labelled boxes; validates on held-out boxes, keeps the best weights."""
+    """Train a U-Net on labelled boxes; validates on held-out boxes, keeps the best weights; resumable."""
     config = validate(TrainConfig, parameters)
-    plan = prepare(config)
+    planned = prepare(config)
+    output = Store(config.to)
     began = time.monotonic()
-    trained = tasks.train(plan)
-    training.save(Store(config.to), trained)
-    best = trained.best
+    with open_client(planned.cluster), owned("train", output) as run:
+        if (planned.record is None) == (read_record(output) is not None) and not config.restart:
+            planned = prepare(config)  # another training has begun, or was cleared away, since we looked
+        if config.restart:
+            clear(output)
+        plan = planned.plan
+        if planned.record is None:
+            plan = tasks.resolve_training(plan, device=config.device, dtype=config.dtype)
+            resolved = {"device": plan.settings.device, "dtype": plan.settings.dtype}
+            record = RunRecord(training.KIND, {**planned.identity, **resolved}, plan.to_dict())
+            begin(output, record, arrays=False)
+        else:
+            plan = training.Plan.from_dict(dict(planned.record.plan))
+        set_status(output, "partial")
+        trained = tasks.train(
+            run=run, plan=plan, max_restarts=config.max_restarts, loaders=config.loaders
+        )
+        document = _document(config, trained, began)
+        if trained.stopped:
+            raise IncompleteRunError(
+                {**document, "status": "partial"},
+                f"the training stopped after {document['steps_done']} of {config.steps} steps",
+                where=output.url,
+                found="it was asked to stop",
+                fix="the same command goes on from the last checkpoint",
+            )
+        training.save(output, trained)
+        run.record("complete")
+    return document
+
+
+def _document(config: TrainConfig, trained: training.Trained, began: float) -> dict[str, Any]:
+    history = trained.history
     return {
         "command": "train",
         "status": "complete",
+        "output": Store(config.to).url,
         "model": Store(config.to).url,
         "steps": config.steps,
-        "best_step": best.step,
-        "loss": trained.history[-1].loss,
-        "validation": None if best.scores is None else best.scores.to_dict(),
+        "steps_done": history.rows[-1]["step"],
+        "best_step": history.best_step,
+        "loss": history.rows[-1]["loss"],
+        "validation": history.best.get("scores"),
+        "notes": list(training.notes(trained.plan)),
         "seconds": round(time.monotonic() - began, 3),
     }
 
 
 train = flow(name="train", flow_run_name="train {to}", validate_parameters=True)(_train)
-
-
-def _pairs(config: TrainConfig) -> tuple[list[Pair], list[Pair]]:
-    """Training and validation pairs: the tables, or the one that flags name."""
-    single = config.image is not None or config.labels is not None
-    if single == bool(config.pairs):
-        raise InputError(
-            "one way to name the training data is needed",
-            expected="--image and --labels, or [[pairs]] in a TOML file",
-            found="both" if single else "neither",
-        )
-    if not single:
-        return config.pairs, config.validation
-    if config.image is None or config.labels is None:
-        raise InputError("an image needs its labels", expected="--image and --labels", found="one of them")
-    held_out = list(config.validation)
-    if config.validation_region is not None:
-        held_out.append(Pair(image=config.image, labels=config.labels, region=config.validation_region))
-    return [Pair(image=config.image, labels=config.labels, region=config.region)], held_out
-
-
-def _open(pair: Pair, channels: tuple[int, ...] | None, *, partial: bool) -> LabelledRegion:
-    if not partial:
-        for url in (pair.image, pair.labels):
-            require_complete(Store(url))
-    image = Volume.open(pair.image, channels=channels)
-    return LabelledRegion(
-        image=image, labels=Volume.open(pair.labels), region=parse_box(pair.region) or image.box
-    )
-
-
-def _patch(config: TrainConfig, spec: UNetSpec) -> Shape:
-    """The patch asked for, or one whose output is worth its context."""
-    if config.patch is not None:
-        shape = parse_shape("--patch", config.patch)
-        if shape is not None:
-            return shape
-    stride = Footprint.of(spec).stride
-    target = (1, 128, 128) if spec.ndim == 2 else (32, 32, 32)
-    return tuple(round_up(t, s) for t, s in zip(target, stride))

@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import gc
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from unet_core import inference, segmentation, verification
+from unet_core import inference, segmentation, training
 from unet_core.errors import LostLeaseError
 from unet_core.ledger import Done, RunRecord, read_record
 from unet_core.pyramid import PyramidPlan
 from unet_core.segmentation import BlockWorker, SegmentPlan, pyramid_block
-from unet_core.verification import RunOnDisk
 from unet_core.volumes import Store
+
+if TYPE_CHECKING:
+    from unet_core.verification import RunOnDisk
 
 
 def predict(url: str, fingerprint: str, epoch: int, model: str, index: int) -> Done:
@@ -34,9 +36,11 @@ def pyramid(url: str, fingerprint: str, epoch: int, level: int, index: int) -> D
 
 def verify(url: str, fingerprint: str, epoch: int, stage: str, index: int) -> Done:
     """Read one finished block of the output at `url`; DataError if it is not what was committed."""
+    from unet_core.verification import verify_block  # with all source formats: not at every worker's start
+
     run = _run(url, fingerprint)
     digests = _digests(url, fingerprint, epoch, stage)
-    return verification.verify_block(run.store, run.stage(stage), index, f"{digests[index]:016x}")
+    return verify_block(run.store, run.stage(stage), index, f"{digests[index]:016x}")
 
 
 def resolve(plan: dict[str, Any], normalisation: str) -> dict[str, Any]:
@@ -47,6 +51,16 @@ def resolve(plan: dict[str, Any], normalisation: str) -> dict[str, Any]:
 def device() -> str:
     """The kind of device that this worker computes on."""
     return inference.device_kind()
+
+
+def require_gpu() -> None:
+    """Refuse a training on a GPU where this worker has none."""
+    training.require_device("cuda")
+
+
+def training_dtype(device: str) -> str:
+    """What "auto" means in training: the 16-bit type that this device computes natively, else float32."""
+    return inference.fast_dtype(device) or "float32"
 
 
 def tile_that_fits(url: str, fingerprint: str) -> str | None:
@@ -77,6 +91,8 @@ def _pyramid_plan(url: str, fingerprint: str) -> PyramidPlan:
 
 @lru_cache(maxsize=1)
 def _run(url: str, fingerprint: str) -> RunOnDisk:
+    from unet_core.verification import RunOnDisk
+
     return RunOnDisk(Store(url), _record(url, fingerprint))
 
 

@@ -12,7 +12,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ COMMAND = (sys.executable, "-c", "from flows.cli import main; main()")
 PLANES, SIDE = 30, 256
 
 
+# Seconds: beside other work a run can take minutes to begin.
+PATIENCE = 900.0
 # How often each is struck: what makes the run begin again takes longest.
 _VICTIMS = {"worker": 8, "nanny": 4, "scheduler": 3, "flow": 3, "all": 2}
 
@@ -94,9 +96,13 @@ class Running:
             return next(iter(self.supervisor.children()), None)
         return None
 
-    def end(self, timeout: float = 120) -> tuple[int, dict[str, Any], str]:
+    def end(self, timeout: float = 300) -> tuple[int, dict[str, Any], str]:
         """Wait for the end: exit code, the document on stdout, what stderr says."""
-        out, err = self.process.communicate(timeout=timeout)
+        try:
+            out, err = self.process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            self.kill_all()
+            raise
         return self.process.returncode, json.loads(out) if out.strip() else {}, err
 
     def kill_all(self) -> None:
@@ -116,7 +122,7 @@ def done(to: Path, stage: str = "predict") -> int:
     return int(RunOnDisk.open(store).ledger(stage).read().done.sum())
 
 
-def wait_until(condition: Any, what: str, seconds: float = 120) -> None:
+def wait_until(condition: Any, what: str, seconds: float = 300) -> None:
     until = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > until:
@@ -250,24 +256,32 @@ def soak(
     seed: int,
     environment: dict[str, str],
     on_kill: Callable[[dict[str, int], int], None] | None = None,
+    seconds: float = float("inf"),
 ) -> dict[str, Any]:
     """Kill random processes of a run, beginning it again whenever it ended, until it is complete.
 
-    Returns how many kills hit what, and how often the run was begun. Blocks that were done stay done:
-    AssertionError otherwise.
+    Returns how many kills hit what, and how often the run was begun; after `seconds` it kills no more. Blocks
+    that were done stay done: AssertionError otherwise.
     """
     chance = random.Random(seed)
     hits: dict[str, int] = {}
     begun = 0
-    with dask_cluster(root, workers=2) as (cluster, file):
-        running: Running | None = None
+    until = time.monotonic() + seconds
+    running: Running | None = None
+
+    def stop() -> None:
+        if running is not None and running.process.poll() is None:
+            running.kill_all()
+
+    with dask_cluster(root, workers=2) as (cluster, file), ExitStack() as stack:
+        stack.callback(stop)
         before = 0
         while True:
             cluster.keep(2)
             if running is None:
                 running = Running.start(segment_command(root, to, "--cluster", str(file)), **environment)
                 begun += 1
-            left = kills - sum(hits.values())
+            left = kills - sum(hits.values()) if time.monotonic() < until else 0
             if left > 0:
                 if chance.random() < 0.8:  # else it is struck while it begins
                     _wait_for_progress(running, cluster, to, before)
@@ -283,7 +297,7 @@ def soak(
                 if on_kill is not None:
                     on_kill(hits, now)
             if running.process.poll() is not None or left <= 0:
-                code, document, errors = running.end(timeout=300)
+                code, document, errors = running.end(timeout=PATIENCE)
                 running = None
                 if code == 0 and left <= 0:
                     return {"kills": hits, "begun": begun, "last": document}
@@ -302,7 +316,7 @@ def _wait_for_progress(running: Running, cluster: Cluster, to: Path, before: int
         cluster.keep(2)
         return done(to) > before or running.process.poll() is not None
 
-    wait_until(progress, f"more than {before} blocks")
+    wait_until(progress, f"more than {before} blocks", PATIENCE)
 
 
 def reopen_some(to: Path, chance: random.Random) -> None:

@@ -15,6 +15,7 @@ from torch import nn
 from unet_core.architecture import UNetSpec
 from unet_core.geometry import Box, Shape
 from unet_core.model import UNet
+from unet_core.volumes import Volume
 
 SEEDS = st.integers(0, 2**32 - 1)
 DEEPEST = {2: 4, 3: 2}
@@ -131,6 +132,25 @@ def mirror(data: np.ndarray, box: Box) -> np.ndarray:
     width = [(0, 0)] * (data.ndim - 3) + list(zip(before, after))
     padded = np.pad(data, width, mode="reflect")
     return padded[(..., *box.shift(before).slices)]
+
+
+def in_memory(data: np.ndarray, *, chunks: tuple[int, ...] = (5, 7, 9), name: str = "memory") -> Volume:
+    """A volume without a folder: Hypothesis makes many."""
+    array = zarr.create_array({}, data=data, chunks=tuple(min(c, n) for c, n in zip(chunks, data.shape)))
+    return Volume(
+        url=name,
+        path="",
+        axes="zyx",
+        shape=data.shape,
+        dtype=data.dtype,
+        channels=(0,),
+        timepoint=0,
+        voxel_size=(1.0,) * 3,
+        origin=(0.0,) * 3,
+        unit=None,
+        metadata_digest="",
+        array=array,
+    )
 
 
 def write_array(

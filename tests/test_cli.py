@@ -279,6 +279,32 @@ class TestTrainRefuses:
     def test_an_output_that_exists(self, run: Run, work: Path) -> None:
         refused(self.train(run, work, "--to", work / "model"), "the output exists")
 
+    def test_a_gpu_where_none_is(self, run: Run, work: Path) -> None:
+        refused(self.train(run, work, "--device", "cuda"), "a GPU was asked for", 'device "cpu"')
+
+    def test_more_memory_than_there_is(self, run: Run, work: Path) -> None:
+        size = ("--patch", "256,256,256", "--base", "256", "--batch", "64")
+        refused(self.train(run, work, *size), "does not fit in memory", "GiB available", "--accumulate")
+
+    def test_a_class_that_the_network_does_not_have(self, run: Run, work: Path) -> None:
+        refused(self.train(run, work, "--target", "semantic"), "class", "truth.zarr")
+
+    def test_a_region_without_a_label(self, run: Run, work: Path) -> None:
+        zarr.create_array(work / "nothing.zarr", data=np.zeros(SHAPE, "u1"))
+        nothing = ("--labels", work / "nothing.zarr")
+        refused(self.train(run, work, *nothing), "only background")
+        refused(self.train(run, work, *nothing, "--ignore", "0"), "nothing is labelled")
+
+    def test_a_model_of_another_body_to_begin_with(self, run: Run, work: Path) -> None:
+        refused(self.train(run, work, "--fine-tune", work / "model"), "fine-tuned", "norm")
+
+    def test_a_proposal_over_a_file_that_exists(self, run: Run, work: Path) -> None:
+        (work / "mine.toml").write_text("# mine\n")
+        refused(self.train(run, work, "--init", work / "mine.toml"), "--init takes")
+        data = ("--image", work / "volume.zarr", "--labels", work / "truth.zarr")
+        refused(run("train", "--init", work / "mine.toml", *data), "mine.toml", "File exists")
+        assert (work / "mine.toml").read_text() == "# mine\n"
+
 
 def test_evaluate_refuses_shapes_that_differ(run: Run, work: Path) -> None:
     zarr.create_array(work / "small.zarr", data=np.ones((5, 5, 5), "u1"))

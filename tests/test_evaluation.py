@@ -83,7 +83,14 @@ def test_scores_equal_their_definitions(case: tuple[int, tuple[NDArray[Any], NDA
 
 @pytest.mark.parametrize(
     ("target", "ignore"),
-    [("semantic", None), ("semantic", 2), ("foreground", None), ("foreground", 2), ("boundary", None)],
+    [
+        ("semantic", None),
+        ("semantic", 2),
+        ("foreground", None),
+        ("foreground", 2),
+        ("boundary", None),
+        ("interior-boundary", None),
+    ],
 )
 @settings(max_examples=8, deadline=None)
 @given(
@@ -97,7 +104,7 @@ def test_blockwise_equals_whole(
 ) -> None:
     rng = np.random.default_rng(seed)
     predicted = rng.integers(0, 2, shape, dtype=np.uint8)
-    classes = 4 if target == "semantic" else 2
+    classes = {"semantic": 4, "interior-boundary": 3}.get(target, 2)
     truth = rng.integers(0, 4, shape).astype(np.int32)
     lower = tuple(int(rng.integers(0, n)) for n in shape)
     roi = Box(lower, tuple(int(rng.integers(a + 1, n + 1)) for a, n in zip(lower, shape)))
@@ -107,6 +114,8 @@ def test_blockwise_equals_whole(
         expected = (truth > 0).astype(np.int32)
     else:
         expected = find_boundaries(truth, mode="thick", connectivity=1).astype(np.int32)
+    if target == "interior-boundary":
+        expected = (truth > 0) * (1 + expected)
     if ignore is not None:
         expected[truth == ignore] = IGNORE
     with TemporaryDirectory() as folder:

@@ -511,8 +511,8 @@ def test_an_output_in_or_around_an_input_is_refused(where: str, running: Store, 
 
 
 def test_restart_replaces_its_own_kind_and_what_cannot_be_read(running: Store) -> None:
-    require_replaceable(running, "segment", [])
+    require_replaceable(running, "segment")
     with pytest.raises(InputError, match="something else"):
-        require_replaceable(running, "ingest", [])
+        require_replaceable(running, "ingest")
     running.write(f"{FOLDER}/run.json", b"{")
-    require_replaceable(running, "ingest", [])
+    require_replaceable(running, "ingest")

@@ -15,7 +15,7 @@ from PIL import Image
 from rich.console import Console
 
 from flows.report import comparison_table, scores_table, write_picture
-from flows.report.picture import (
+from flows.report.panels import (
     BOTH,
     CLASS_COLOURS,
     CONFUSED,
@@ -25,6 +25,7 @@ from flows.report.picture import (
     differences,
     overlay,
 )
+from flows.report.picture import Plane, picture_png
 from unet_core.errors import InputError
 from unet_core.evaluation import Scores
 from unet_core.geometry import Box
@@ -203,3 +204,31 @@ def test_tables_hold_the_scores() -> None:
     assert "IoU membrane" in text
     assert "0.450" in text
     assert printed(comparison_table({}))
+
+
+def test_pictures_of_arrays_are_those_of_volumes(save: Save, tmp_path: Path) -> None:
+    """Several sizes, numbered, with their long titles below; the panels are the same pixels."""
+    with h5py.File(DATA / "fib25" / "fib25_crop.h5") as file:
+        raw = file["raw"][:2, :90, :100]
+    classes = (raw < 100).astype(np.uint8)
+    truth = (raw < 120).astype(np.uint8)
+    volumes = {"image": save("i", raw), "labels": save("l", classes), "truth": save("t", truth)}
+    stored = pixels(write_picture(tmp_path / "p.png", planes=[0], **volumes))
+    planes = [
+        Plane("s3://bucket/a long name.zarr, z = 0", raw[:1], classes[0], truth[0]),
+        Plane("another", raw[1:, :50, :60], classes[1, :50, :60], truth[1, :50, :60]),
+    ]
+    (tmp_path / "q.png").write_bytes(picture_png(planes, ("background", "class 1")))
+    shown = pixels(tmp_path / "q.png")
+    assert shown.shape[1] == stored.shape[1]
+    panels = slice(31, 31 + 3 * 90)
+    # Truth, prediction and differences; the raw panel is stretched over both planes.
+    assert np.abs(shown[panels, 8 + 308 :] - stored[panels, 8 + 308 :]).max() < 40
+    assert not (shown[31 + 270 + 31 : 31 + 270 + 31 + 150, 8 : 8 + 180] == 255).all()
+
+
+def test_large_planes_of_arrays_are_cut(tmp_path: Path) -> None:
+    image = np.zeros((1, 1000, 900), np.uint8)
+    plane = Plane("large", image, image[0], image[0])
+    (tmp_path / "q.png").write_bytes(picture_png([plane], ("a", "b")))
+    assert pixels(tmp_path / "q.png").shape[1] == 8 + 4 * (768 + 8)

@@ -7,14 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import zarr
 from pipeline import complete, save_random_model
 from s3_server import KEY_ID, SECRET
 
 from flows import cli
+from unet_core import training
 from unet_core.architecture import UNetSpec
+from unet_core.checkpoint import load_model
 from unet_core.errors import InputError
-from unet_core.ledger import Failure, Ledger, Quarantine
+from unet_core.labelling import LabelledRegion
+from unet_core.ledger import Failure, Ledger, Quarantine, hold
 from unet_core.volumes import Store, Volume
 
 SHAPE = (16, 150, 40)
@@ -80,6 +84,29 @@ def test_no_credential_in_what_is_written_or_said(
     for secret in (KEY_ID, SECRET):
         assert secret not in said
         assert not any(secret.encode() in document for document in written)
+
+
+def test_a_training_lives_in_s3(bucket: str) -> None:
+    """Images, labels, checkpoints, records and the model; stopped half-way, it goes on from there."""
+    root = f"{bucket}/training"
+    image = np.random.default_rng(0).integers(0, 255, (12, 24, 24), dtype="u1")
+    for name, data in (("image", image), ("labels", image >> 7)):
+        zarr.create_array(Store(f"{root}/{name}.zarr").zarr(read_only=False), data=data, chunks=(12, 12, 12))
+    whole = LabelledRegion.whole(Volume.open(f"{root}/image.zarr"), Volume.open(f"{root}/labels.zarr"))
+    settings = training.TrainSettings(target="foreground", patch=(4, 4, 4), steps=4, validate_every=2)
+    spec = UNetSpec.build(ndim=3, depth=1, base=4, norm="batch")
+    plan = training.prepare([whole], [], spec, settings)
+    store = Store(f"{root}/model")
+    with hold(store) as lease:
+        checkpoints = training.Checkpoints(store, lease.epoch)
+        assert training.run(plan, checkpoints=checkpoints, should_stop=lambda: True).stopped
+        trained = training.run(plan, checkpoints=checkpoints)
+        training.save(store, trained)
+    assert checkpoints.damaged() == []
+    stored = load_model(store.url).network().state_dict()
+    undisturbed = training.run(plan).network.state_dict()
+    assert all(torch.equal(stored[name], undisturbed[name]) for name in undisturbed)
+    assert {"README.md", "metrics.csv", "training.png"} <= set(store.keys())
 
 
 def test_a_volume_that_is_not_there(bucket: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 from dataclasses import replace
@@ -11,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import ndimage
 from skimage.segmentation import find_boundaries
 from strategies import mirror, write_array
@@ -20,15 +23,32 @@ from unet_core.augment import AugmentSettings
 from unet_core.checkpoint import load_model
 from unet_core.errors import DataError, InputError, RunError
 from unet_core.geometry import Box, round_up
-from unet_core.loss import balanced_weights, cross_entropy, weight_sum
-from unet_core.sampling import LabelledRegion
-from unet_core.targets import IGNORE
-from unet_core.training import TrainSettings, learning_rate, prepare, run, save, train, validate
+from unet_core.labelling import LabelledRegion
+from unet_core.ledger import hold
+from unet_core.loss import LossSettings
+from unet_core.training import (
+    Checkpoints,
+    Optimisation,
+    Plan,
+    Trained,
+    TrainSettings,
+    network_of,
+    prepare,
+    preview,
+    run,
+    save,
+    validate,
+)
 from unet_core.volumes import Store, Volume
+from unet_core.weight_map import BorderWeight
 
 TINY = UNetSpec.build(ndim=3, depth=1, base=4, norm="batch")
 QUICK = TrainSettings(target="foreground", patch=(4, 4, 4), steps=3, batch=2, validate_every=2)
-CALM = AugmentSettings(brightness=0.05, contrast=0.05, noise=0.0)
+CALM = AugmentSettings(deformed=0.0, brightness=0.05, contrast=0.05, gamma=0.0, noise=0.0, blur=0.0)
+
+
+def train(sources, validation, spec: UNetSpec, settings: TrainSettings, **options) -> Trained:
+    return run(prepare(sources, validation, spec, settings), **options)
 
 
 def blobs(shape: tuple[int, ...], seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -81,15 +101,13 @@ def same_weights(first: torch.nn.Module, second: torch.nn.Module) -> bool:
 def test_a_small_network_learns_what_no_threshold_tells(tmp_path, shape, spec, patch):
     image, ids = blobs(shape, seed=3) if spec.ndim == 3 else stack_of_blobs(shape)
     source, held_out = split(tmp_path, image, ids)
-    settings = TrainSettings(
-        target="foreground", patch=patch, steps=60, batch=2, learning_rate=1e-2, augment=CALM
-    )
-    trained = train([source], [held_out], spec, settings)
+    recipe = TrainSettings(target="foreground", patch=patch, steps=60, batch=2, augment=CALM)
+    trained = train([source], [held_out], spec, recipe)
     truth = ids[held_out.region.slices] > 0
     guesses = [image[held_out.region.slices] > t for t in range(80, 200, 5)]
     best_threshold = max((g & truth).sum() / (g | truth).sum() for g in guesses)
     assert best_threshold < 0.83
-    assert trained.best.foreground_iou > 0.9
+    assert trained.history.best_score > 0.9
 
 
 def stack_of_blobs(shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
@@ -106,8 +124,8 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(halves):
     torch.rand(1)  # nothing that others draw matters
     second = train([source], [held_out], spec, QUICK)
     assert same_weights(first.network, second.network)
-    assert [r.loss for r in first.history] == [r.loss for r in second.history]
-    assert first.history[-1].scores == second.history[-1].scores
+    assert [r["loss"] for r in first.history.rows] == [r["loss"] for r in second.history.rows]
+    assert first.history.best["scores"] == second.history.best["scores"]
     other = train([source], [held_out], spec, replace(QUICK, seed=1))
     assert not same_weights(first.network, other.network)
     before = torch.get_rng_state()
@@ -120,7 +138,7 @@ def test_validation_is_that_of_the_whole_volume(halves, target):
     """One forward pass over the mirrored whole, skimage's boundaries: no tile in sight."""
     source, held_out = halves
     spec = UNetSpec.build(ndim=3, depth=1, base=4, upsampling="nearest")
-    plan = prepare([source], [held_out], spec, replace(QUICK, target=target))
+    plan = prepare([source], [held_out], spec, replace(QUICK, target=target, steps=10, augment=CALM))
     network = run(plan).network
     image, ids = (volume.read(volume.box)[0] for volume in (held_out.image, held_out.labels))
     whole = Box((0, 0, 0), tuple(round_up(n, s) for n, s in zip(image.shape, spec.stride)))
@@ -132,33 +150,39 @@ def test_validation_is_that_of_the_whole_volume(halves, target):
     truth = truth[held_out.region.slices]
     expected = [[((truth == t) & (found == p)).sum() for p in (False, True)] for t in (False, True)]
     assert 0 < found.sum() < found.size
-    np.testing.assert_array_equal(validate(plan, network).confusion, expected)
+    np.testing.assert_array_equal(validate(plan, network).scores.confusion, expected)
 
 
 def test_the_best_weights_are_kept_and_saved(halves, tmp_path):
     source, held_out = halves
-    settings = replace(QUICK, steps=8, validate_every=1, learning_rate=0.05)
+    wild = Optimisation(learning_rate=0.05)
+    recipe = replace(QUICK, steps=8, validate_every=1, optimisation=wild)
     reports = []
-    trained = train([source], [held_out], TINY, settings, on_progress=reports.append)
-    scores = [record.foreground_iou for record in trained.history]
-    assert [record.step for record in trained.history] == list(range(1, 9))
-    assert trained.best.foreground_iou == max(scores) > min(scores)
-    assert trained.best.step < 8  # else this test would not see that weights are put back
-    assert validate(trained.plan, trained.network) == trained.best.scores
+    trained = train([source], [held_out], TINY, recipe, on_progress=reports.append)
+    history = trained.history
+    scores = [row["scores"]["foreground_iou"] for row in history.rows]
+    assert [row["step"] for row in history.rows] == list(range(1, 9))
+    assert history.best_score == max(scores) > min(scores)
+    assert history.best_step < 8  # else this test would not see that weights are put back
+    found = validate(trained.plan, trained.network)
+    assert found.to_dict() == history.best["scores"]
 
     assert [r.step for r in reports] == list(range(1, 9))
     assert all(r.steps == 8 and r.patches_per_second > 0 and np.isfinite(r.loss) for r in reports)
-    assert json.loads(json.dumps(reports[-1].scores)) == trained.history[-1].scores.to_dict()
+    assert json.loads(json.dumps(reports[-1].scores)) == history.rows[-1]["scores"]
 
     save(Store(tmp_path / "model"), trained)
     stored = load_model(str(tmp_path / "model"))
     assert same_weights(stored.network(), trained.network)
     assert stored.card.class_names == ("background", "foreground")
     assert stored.card.scale == trained.plan.scale
+    assert stored.card.threshold == found.thresholds.best().probability
     record = json.loads((tmp_path / "model" / "training.json").read_bytes())
-    assert record["settings"]["learning_rate"] == 0.05
+    assert record["settings"]["optimisation"]["learning_rate"] == 0.05
     assert record["data"]["training"][0]["region"] == str(source.region)
-    assert record["best"]["scores"]["confusion"] == trained.best.scores.confusion.tolist()
+    assert record["best"]["scores"]["confusion"] == found.scores.confusion.tolist()
+    assert len((tmp_path / "model" / "metrics.csv").read_text().splitlines()) == 9
+    assert "foreground" in (tmp_path / "model" / "README.md").read_text()
 
 
 def test_validation_images_are_normalised_by_their_own_scale(halves, tmp_path):
@@ -169,17 +193,16 @@ def test_validation_images_are_normalised_by_their_own_scale(halves, tmp_path):
     trained = train([source], [held_out], TINY, QUICK)
     plan = prepare([source], [darker], TINY, QUICK)
     assert plan.validation_scales[0] != plan.scale
-    expected = trained.best.scores
-    differ = np.abs(validate(plan, trained.network).confusion - expected.confusion).sum()
+    expected = validate(trained.plan, trained.network).scores
+    differ = np.abs(validate(plan, trained.network).scores.confusion - expected.confusion).sum()
     assert differ < 0.01 * expected.voxels  # rounding of float bins
     assert expected.predicted_voxels[1] > 0
 
 
 def test_without_validation_the_last_weights_are_kept(halves):
     trained = train([halves[0]], [], TINY, QUICK)
-    assert [record.step for record in trained.history] == [2, 3]
-    assert trained.best == trained.history[-1]
-    assert trained.best.scores is None
+    assert trained.history.best_step == 3
+    assert "scores" not in trained.history.best
 
 
 def test_the_stored_scale_is_the_mean_by_region(tmp_path):
@@ -196,48 +219,130 @@ def test_the_stored_scale_is_the_mean_by_region(tmp_path):
     assert abs(first.offset[0] - second.offset[0]) > 50
 
 
-def test_learning_rate_rises_then_falls_to_nearly_nothing():
-    settings = replace(QUICK, steps=100, learning_rate=0.01)
-    rates = [learning_rate(step, settings) for step in range(1, 101)]
-    assert np.argmax(rates) == 9
-    assert max(rates) == pytest.approx(0.01)
-    assert (np.diff(rates[:10]) > 0).all()
-    assert (np.diff(rates[9:]) < 0).all()
-    assert 0 < rates[-1] < 1e-4
-    assert learning_rate(1, replace(QUICK, steps=1)) > 0
+class KilledError(Exception):
+    """Stands for the end of the process: nothing after it is written."""
 
 
-def test_loss_is_the_weighted_mean_over_what_is_labelled():
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn((2, 3, 4, 5), generator=generator)
-    classes = torch.randint(0, 3, (2, 4, 5), generator=generator).to(torch.uint8)
-    classes[0, :2] = IGNORE
-    weights = torch.tensor([1.0, 4.0, 0.5])
-    total = norm = 0.0
-    for place in np.argwhere(classes.numpy() != IGNORE):
-        n, y, x = (int(i) for i in place)
-        k = int(classes[n, y, x])
-        total -= float(weights[k] * torch.log_softmax(logits[n, :, y, x], dim=0)[k])
-        norm += float(weights[k])
-    assert float(cross_entropy(logits, classes, weights=weights)) == pytest.approx(total / norm, rel=1e-5)
-    assert float(weight_sum(classes, weights=weights)) == pytest.approx(norm)
-    scaled = cross_entropy(logits, classes, weights=7 * weights)
-    assert float(scaled) == pytest.approx(total / norm, rel=1e-5)
+RECIPES = {
+    "adamw": replace(QUICK, optimisation=Optimisation(ema=0.9)),
+    "sgd, dice": replace(
+        QUICK,
+        optimisation=Optimisation(optimiser="sgd", schedule="polynomial"),
+        loss=LossSettings(kind="cross_entropy+dice"),
+        class_weights="balanced",
+        augment=AugmentSettings(noise=0.1),
+    ),
+    "border": replace(QUICK, target="separated", border=BorderWeight(sigma=2.0), batch=3, accumulate=2),
+}
 
 
-def test_loss_without_labels_is_zero_with_zero_gradient():
-    logits = torch.randn((1, 2, 3, 3), requires_grad=True)
-    loss = cross_entropy(logits, torch.full((1, 3, 3), IGNORE, dtype=torch.uint8))
-    loss.backward()
-    assert float(loss.detach()) == 0
-    assert not logits.grad.any()
+@settings(max_examples=6)
+@given(kills=st.lists(st.integers(1, 7), max_size=3), recipe=st.sampled_from(sorted(RECIPES)))
+def test_a_killed_training_ends_as_one_that_was_not(tmp_path_factory, kills, recipe):
+    """k steps, a kill, and the rest, from whatever checkpoint there was: n steps, bit for bit."""
+    folder = tmp_path_factory.mktemp("killed")
+    source, held_out = split(folder, *blobs((12, 12, 24), seed=0))
+    spec = replace(TINY, dropout=0.3)
+    wanted = replace(RECIPES[recipe], steps=7, validate_every=3, checkpoint_every=2)
+    plan = prepare([source], [held_out], spec, wanted)
+    whole = run(plan)
+    with hold(Store(folder / "model"), every=60) as lease:
+        checkpoints = Checkpoints(Store(folder / "model"), lease.epoch)
+        for kill in kills:
+
+            def die(now, kill=kill):
+                if now.step == kill:
+                    raise KilledError
+
+            # A process that is begun anew knows the plan from the run record alone.
+            again = Plan.from_dict(json.loads(json.dumps(plan.to_dict())))
+            with contextlib.suppress(KilledError):
+                run(again, checkpoints=checkpoints, on_progress=die)
+        resumed = run(plan, checkpoints=checkpoints)
+    assert same_weights(resumed.network, whole.network)
+    assert without_times(resumed) == without_times(whole)
 
 
-def test_balanced_weights_favour_the_rare_class():
-    weights = balanced_weights([900, 100])
-    assert weights[1] / weights[0] == pytest.approx(3)
-    assert (900 * weights[0] + 100 * weights[1]) / 1000 == pytest.approx(1)
-    assert np.isfinite(balanced_weights([900, 100, 0])).all()
+def without_times(trained: Trained) -> list[dict]:
+    times = {"seconds", "patches_per_second"}
+    return [{k: v for k, v in row.items() if k not in times} for row in trained.history.rows]
+
+
+def test_asked_to_stop_it_leaves_a_checkpoint_and_goes_on(halves, tmp_path):
+    source, held_out = halves
+    wanted = replace(QUICK, steps=5, validate_every=5, checkpoint_every=100)
+    plan = prepare([source], [held_out], TINY, wanted)
+    with hold(Store(tmp_path / "model")) as lease:
+        checkpoints = Checkpoints(Store(tmp_path / "model"), lease.epoch)
+        seen = []
+        stops = iter([False, True])
+        first = run(plan, checkpoints=checkpoints, should_stop=lambda: next(stops), on_progress=seen.append)
+        assert first.stopped
+        assert checkpoints.steps() == [2]
+        second = run(plan, checkpoints=checkpoints, on_progress=seen.append)
+    assert not second.stopped
+    assert [now.step for now in seen] == [1, 2, 3, 4, 5]
+    assert same_weights(second.network, run(plan).network)
+
+
+def test_it_ends_early_when_nothing_gets_better(halves):
+    source, held_out = halves
+    hopeless = Optimisation(learning_rate=1e-9, weight_decay=0.0)
+    wanted = replace(QUICK, steps=50, validate_every=1, early_stop=3, optimisation=hopeless)
+    trained = train([source], [held_out], replace(TINY, norm="none"), wanted)
+    assert trained.history.rows[-1]["step"] == trained.history.best_step + 3 < 50
+
+
+def test_a_step_in_parts_is_the_same_step(halves):
+    """Accumulating gradients changes the memory, not the training."""
+    source, _ = halves
+    plain = replace(TINY, norm="none", dropout=0.0)
+    # Not AdamW: it makes a full step of a gradient that is all rounding error.
+    sgd = Optimisation(optimiser="sgd", momentum=0.9)
+    both = LossSettings(kind="cross_entropy+dice")
+    wanted = replace(QUICK, batch=5, steps=4, loss=both, optimisation=sgd)
+    whole = train([source], [], plain, wanted)
+    parts = train([source], [], plain, replace(wanted, accumulate=3))
+    for one, other in zip(whole.network.parameters(), parts.network.parameters()):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_bfloat16_trains_float32_weights(halves):
+    source, held_out = halves
+    plan = prepare([source], [held_out], TINY, replace(QUICK, dtype="bfloat16"))
+    trained = run(plan)
+    assert {p.dtype for p in trained.network.parameters()} == {torch.float32}
+    exact = run(replace(plan, settings=replace(plan.settings, dtype="float32")))
+    losses = [[row["loss"] for row in t.history.rows] for t in (trained, exact)]
+    assert losses[0] != losses[1]
+    np.testing.assert_allclose(*losses, rtol=0.05)
+
+
+def test_fine_tuning_begins_with_the_models_weights(halves, tmp_path):
+    source, held_out = halves
+    trained = train([source], [held_out], TINY, QUICK)
+    save(Store(tmp_path / "model"), trained)
+    still = replace(QUICK, steps=1, optimisation=Optimisation(learning_rate=1e-9, weight_decay=0.0))
+    three = replace(TINY, classes=3)
+    wanted = replace(still, target="interior-boundary")
+    plan = prepare([source], [held_out], three, wanted, fine_tunes=str(tmp_path / "model"))
+    tuned = run(plan).network
+    for name, weight in trained.network.named_parameters():
+        if not name.startswith("head"):
+            torch.testing.assert_close(dict(tuned.named_parameters())[name], weight, rtol=1e-4, atol=1e-6)
+    assert tuned.head.out_channels == 3
+
+
+def test_a_preview_shows_what_validation_scored(halves):
+    source, held_out = halves
+    trained = train([source], [held_out], TINY, QUICK)
+    shown = preview(trained.plan, trained.network)
+    middle = (held_out.region.lower[0] + held_out.region.upper[0]) // 2
+    ids = held_out.labels.read(held_out.region)[0]
+    np.testing.assert_array_equal(shown.truth, ids[middle - held_out.region.lower[0]] > 0)
+    assert shown.image.shape[1:] == shown.found.shape == held_out.region.shape[1:]
+    again = network_of(trained.plan, trained.network.state_dict())
+    np.testing.assert_array_equal(preview(trained.plan, again).found, shown.found)
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_and_place(tmp_path):
@@ -283,8 +388,12 @@ def test_settings_that_do_not_fit_are_refused(halves, changes, says):
         ({"steps": 0}, "steps"),
         ({"batch": 0}, "batch"),
         ({"patch": (4, 4)}, "patch"),
-        ({"learning_rate": float("nan")}, "learning_rate"),
-        ({"gradient_clip": 0.0}, "gradient_clip"),
+        ({"accumulate": 3}, "accumulate"),
+        ({"checkpoint_every": 0}, "checkpoint_every"),
+        ({"early_stop": -1}, "early_stop"),
+        ({"dtype": "float64"}, "dtype"),
+        ({"balance": "volume"}, "balance"),
+        ({"target": "semantic", "border": BorderWeight()}, "border"),
         ({"foreground": 1.5}, "foreground"),
         ({"class_weights": "even"}, "class_weights"),
         ({"class_weights": (0.0, 0.0)}, "class_weights"),

@@ -185,9 +185,7 @@ def test_time_series_sample_of_version_0_4(shared_data):
 # --- writing ----------------------------------------------------------------------------------------------
 
 
-def write_labels(folder: Path, shape: Shape = (20, 70, 130)) -> tuple[Store, np.ndarray]:
-    """A label multiscale with records, as a run leaves it; only level 0 holds data."""
-    store = Store(folder)
+def create_labels(store: Store, shape: Shape) -> None:
     create_multiscale(
         store,
         kind="labels",
@@ -204,6 +202,12 @@ def write_labels(folder: Path, shape: Shape = (20, 70, 130)) -> tuple[Store, np.
         method="mode",
         source="../raw.zarr",
     )
+
+
+def write_labels(folder: Path, shape: Shape = (20, 70, 130)) -> tuple[Store, np.ndarray]:
+    """A label multiscale with records, as a run leaves it; only level 0 holds data."""
+    store = Store(folder)
+    create_labels(store, shape)
     create_records_node(store, ".unet-flows")
     store.write(".unet-flows/run.json", b"{}")
     store.write(".unet-flows/ledger/predict/0-00", b"")
@@ -324,27 +328,12 @@ def test_creating_again_keeps_the_data(tmp_path):
     """A run that was killed between its record and its last array creates them once more."""
     store, labels = write_labels(tmp_path / "labels.zarr")
     shutil.rmtree(store.path / "2")
-    levels = pyramid_levels(labels.shape, (40.0, 8.0, 8.0), smallest=40)
-    create_multiscale(
-        store,
-        kind="labels",
-        axes="zyx",
-        leading=(),
-        levels=levels,
-        dtype=np.dtype(np.uint8),
-        chunk=(8, 16, 16),
-        shard=(16, 32, 64),
-        voxel_size=(40.0, 8.0, 8.0),
-        origin=(5.0, 0.0, 0.0),
-        unit="nanometer",
-        name="cells",
-        method="mode",
-        source="../raw.zarr",
-    )
+    create_labels(store, labels.shape)
     create_records_node(store, ".unet-flows")
     assert store.read(".unet-flows/ledger/predict/0-00") == b""
     np.testing.assert_array_equal(zarr.open_array(store.url, path="0", mode="r")[...], labels)
-    assert Volume.open(store.url, level=2).shape == levels[2].shape
+    created = pyramid_levels(labels.shape, (40.0, 8.0, 8.0), smallest=40)
+    assert Volume.open(store.url, level=2).shape == created[2].shape
 
 
 # --- bad input --------------------------------------------------------------------------------------------

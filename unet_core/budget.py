@@ -1,7 +1,8 @@
 """Memory, disk and arithmetic of a plan, predicted before anything runs, in bytes and multiply-accumulates.
 
 The model of one forward pass is a replay of `unet_core.model.UNet.forward` that counts the tensors
-alive at each step; tests hold it to within 25 % of what a worker really takes.
+alive at each step; tests hold it to within 5 % of what a forward pass really takes, and a whole worker to
+within 25 %, where the C library gives freed memory back at once (MALLOC_TRIM_THRESHOLD_, as workers have it).
 """
 
 from __future__ import annotations
@@ -18,11 +19,14 @@ from unet_core.geometry import Box, Grid, Shape, ceil_div, round_up
 from unet_core.tiling import Footprint, Tiling
 
 GIB = 2**30
-# A worker process with torch, zarr and distributed loaded, before it holds any voxel (measured).
-WORKER_BASE = 450 * 2**20
+# A worker process of `flows.cluster` with torch, zarr and distributed loaded and kernels used, beside what is
+# counted below (measured: 301 and 308 MiB, 112 MiB of them libraries' files, which workers share).
+WORKER_BASE = 310 * 2**20
 ITEM_SIZE = {"float32": 4, "auto": 4, "bfloat16": 2, "float16": 2}
 # A tile is never chosen larger than this, so that blocks stay short enough to retry and to share out.
 TILE_MEMORY = 3 * GIB
+# What the allocator keeps of tensors that were freed, in a training step (measured).
+_SLACK = 1.1
 # Sides that tiles are tried with, rounded up to the stride: 1 is the smallest tile there is.
 _TILE_SIDES = (1, 16, 24, 32, 48, 64, 80, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512, 640, 768, 1024)
 
@@ -98,6 +102,115 @@ def weight_bytes(spec: UNetSpec, dtype: str) -> int:
             total += prod(kernel) * width * 3 * width
             total += prod(spec.pools[level]) * spec.widths[level + 1] * width
     return total * ITEM_SIZE[dtype]
+
+
+def training_bytes(
+    spec: UNetSpec,
+    patch: Shape,
+    batch: int,
+    dtype: str,
+    *,
+    optimiser_states: int = 2,
+    average: bool = False,
+) -> int:
+    """Peak bytes of one training step: weights with all that goes with them, and tensors kept for backward.
+
+    A worker's `WORKER_BASE` and the batches that wait beside the step are not counted.
+
+    Parameters
+    ----------
+    patch
+        Output shape of one patch, one entry per axis of the network.
+    dtype
+        That of the activations, as autocast has them; weights and loss are float32 whatever it is.
+    optimiser_states
+        Numbers kept per weight: 2 for AdamW, 1 for SGD with momentum.
+    average
+        Whether a running average of the weights is kept too.
+    """
+    item = ITEM_SIZE[dtype]
+    weights = training_weights(spec)
+    copies = 2 + optimiser_states + average  # the weights and their gradients
+    cast = 0 if item == 4 else item
+    activations = batch * max(_kept(spec, spec.read_shape(patch), item))
+    return weights * (4 * copies + cast) + round(_SLACK * activations)
+
+
+def training_weights(spec: UNetSpec) -> int:
+    """Number of weights as they are trained, biases and norms left out: they are few."""
+    total = spec.widths[0] * spec.classes
+    for level, (kernel, width) in enumerate(zip(spec.kernels, spec.widths)):
+        above = spec.widths[level - 1] if level else spec.in_channels
+        total += prod(kernel) * width * (above + width)
+        if level < spec.depth:
+            total += prod(kernel) * width * 3 * width
+            total += prod(spec.pools[level]) * spec.widths[level + 1] * width
+    return total
+
+
+def _kept(spec: UNetSpec, input_shape: Shape, item: int) -> Iterator[int]:
+    """Bytes alive at each step of a training step's forward and backward pass, batch 1.
+
+    Backward needs each convolution's input. A ReLU works in place on a tensor that is the next one's input;
+    batch norm keeps its own input besides. Backward frees what it has used, from the top of the expanding
+    path on: the peak lies at the end of the forward pass, or where the first level's gradients meet. Here
+    convolutions free what they kept and nothing else does: about so much of the freed small tensors stays
+    with the C library.
+    """
+    levels = spec.levels(input_shape)
+    held = 2 if spec.norm == "batch" else 1
+    first = max(FEWEST_CHANNELS_3D if spec.ndim == 3 else 0, spec.in_channels)
+    kept = spec.in_channels * prod(input_shape) * 4
+    kept += first * prod(input_shape) * item if first > spec.in_channels or item < 4 else 0
+    steps: list[tuple[int, int]] = []  # per convolution: bytes kept, bytes of its two gradients
+
+    def convolve(width: int, inputs: int, before: Shape, after: Shape) -> None:
+        nonlocal kept
+        output = width * prod(after) * item
+        kept += held * output
+        steps.append((held * output, output + inputs * prod(before) * item))
+
+    def double(level: int, inputs: int, before: Shape, after: Shape) -> None:
+        width, kernel = spec.widths[level], spec.kernels[level]
+        middle = tuple(n - k + 1 for n, k in zip(before, kernel))
+        convolve(width, inputs, before, middle)
+        convolve(width, width, middle, after)
+
+    skips = 0
+    for level, shapes in enumerate(levels):
+        width = spec.widths[level]
+        inputs = spec.widths[level - 1] if level else first
+        double(level, inputs, shapes.input, shapes.contracted)
+        if level == spec.depth:
+            break
+        pooled = width * prod(levels[level + 1].input)
+        # Back from the pooling and from the skip, both as large as the whole level, and their sum.
+        own, gradients = steps[-1]
+        steps[-1] = own, max(gradients, width * prod(shapes.contracted) * (2 * item + 4))
+        if item < 4 and spec.ndim == 3:  # autocast on a CPU pools volumes in float32
+            kept += width * prod(shapes.contracted) * 4
+        skips += width * prod(shapes.expand_in) * item
+        kept += pooled * (item + 8)  # max pooling keeps where each maximum was, as int64
+        yield kept + skips
+    if spec.dropout:
+        kept += 2 * spec.widths[-1] * prod(levels[-1].output) * item
+    for level in reversed(range(spec.depth)):
+        width, shapes, below = spec.widths[level], levels[level], levels[level + 1].output
+        up = width * prod(shapes.expand_in) * item
+        if spec.upsampling == "nearest":
+            factors = prod(spec.pools[level])
+            kept += spec.widths[level + 1] * prod(below) * factors * item
+        yield kept + skips + up + 2 * up
+        skips -= up
+        kept += 2 * up
+        double(level, 2 * width, shapes.expand_in, shapes.output)
+        yield kept + skips
+    # The loss in float32: logits, log-probabilities, their gradient, and per voxel class, weight and loss.
+    loss = prod(levels[0].output) * 4 * (3 * spec.classes + 3)
+    yield kept + loss
+    for own, gradients in reversed(steps):
+        yield kept + gradients
+        kept -= own
 
 
 def worker_memory(

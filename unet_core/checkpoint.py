@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
+from torch import Tensor
 
 from unet_core.architecture import UNetSpec
 from unet_core.errors import InputError
@@ -31,8 +34,9 @@ _DESCRIPTION, _WEIGHTS, _TRAINING = "model.json", "weights.safetensors", "traini
 class ModelCard:
     """What a model is and expects: everything about it but the weights.
 
-    `class_names[0]` is the background. `target` says what the classes mean: "semantic", "foreground" or
-    "boundary". `scale` holds the training data's own numbers for `normalisation`.
+    `class_names[0]` is the background. `target` says what the classes mean (`unet_core.targets`). `scale`
+    holds the training data's own numbers for `normalisation`. `threshold` is the probability of the second of
+    two classes from which on a voxel is best given to it, as validation found; None where nobody looked.
     """
 
     spec: UNetSpec
@@ -42,6 +46,7 @@ class ModelCard:
     scale: Scale
     voxel_size: tuple[float, ...] | None = None
     unit: str | None = None
+    threshold: float | None = None
     notes: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -77,12 +82,48 @@ class StoredModel:
 
 def save_model(store: Store, card: ModelCard, model: UNet, *, training: dict[str, Any] | None = None) -> None:
     """Write a model folder. The description goes last: a folder that has one is whole."""
-    tensors = {name: t.detach().float().cpu().contiguous() for name, t in model.state_dict().items()}
-    store.write(_WEIGHTS, save_tensors(tensors))
+    files = model_files(card, model)
+    store.write(_WEIGHTS, files[_WEIGHTS])
     if training is not None:
         store.write(_TRAINING, json.dumps(training, indent=1).encode())
+    store.write(_DESCRIPTION, files[_DESCRIPTION])
+
+
+def model_files(card: ModelCard, model: UNet) -> dict[str, bytes]:
+    """The two files that make a model folder, by name."""
+    tensors = {name: t.detach().float().cpu().contiguous() for name, t in model.state_dict().items()}
     document = {"format": FORMAT, **asdict(card), "scale": card.scale.to_dict()}
-    store.write(_DESCRIPTION, json.dumps(document, indent=1).encode())
+    return {_DESCRIPTION: json.dumps(document, indent=1).encode(), _WEIGHTS: save_tensors(tensors)}
+
+
+def adopt(network: UNet, stored: StoredModel) -> tuple[str, ...]:
+    """Take over an existing model's weights, in place: the start of a fine-tuning.
+
+    The body must be the same. With another number of classes the head stays as it is, newly initialised.
+
+    Returns
+    -------
+    Names of the tensors that stayed fresh.
+
+    Raises
+    ------
+    InputError
+        Another body, or other input channels; names what differs first. The network is unchanged then.
+    """
+    ours, theirs = network.spec, stored.card.spec
+    for name in ("in_channels", "norm", "upsampling", "widths", "kernels", "pools"):
+        if getattr(ours, name) != getattr(theirs, name):
+            raise InputError(
+                "this model cannot be fine-tuned into the network that was asked for",
+                where=f"{stored.url}, {name}",
+                expected=getattr(ours, name),
+                found=getattr(theirs, name),
+                fix=f"give the new network the model's {name}",
+            )
+    tensors = read_tensors(stored.weights, where=stored.url)
+    fresh = () if ours.classes == theirs.classes else tuple(n for n in tensors if n.startswith("head."))
+    network.load_state_dict({n: t for n, t in tensors.items() if n not in fresh}, strict=False)
+    return fresh
 
 
 def load_model(url: str) -> StoredModel:
@@ -106,13 +147,15 @@ def load_model(url: str) -> StoredModel:
             found=f"no {' and no '.join(missing)}",
         )
     description, weights = (data or b"" for data in files.values())
-    card = _parse(description, where=f"{store.url}/{_DESCRIPTION}")
-    _check_weights(card.spec, weights, where=f"{store.url}/{_WEIGHTS}")
+    card = parse_card(description, where=f"{store.url}/{_DESCRIPTION}")
+    where = f"{store.url}/{_WEIGHTS}"
+    check_tensors(card.spec, read_tensors(weights, where=where), where=where)
     digest = hashlib.sha256(description + weights).hexdigest()
     return StoredModel(store.url, card, digest, weights)
 
 
-def _parse(description: bytes, *, where: str) -> ModelCard:
+def parse_card(description: bytes, *, where: str) -> ModelCard:
+    """The card in the bytes of a model.json; InputError where it is not one."""
     try:
         document = json.loads(description)
         version = document.pop("format")
@@ -146,13 +189,22 @@ def _parse(description: bytes, *, where: str) -> ModelCard:
         raise InputError("this model description cannot be read", where=where, found=repr(error)) from None
 
 
-def _check_weights(spec: UNetSpec, weights: bytes, *, where: str) -> None:
-    import torch
-
+def read_tensors(weights: bytes, *, where: str) -> dict[str, Tensor]:
+    """The tensors of a safetensors file; InputError where it is not one."""
     try:
-        tensors = load_tensors(weights)
+        return load_tensors(weights)
     except SafetensorError as error:
         raise InputError("these weights cannot be read", where=where, found=str(error)) from None
+
+
+def check_tensors(spec: UNetSpec, tensors: Mapping[str, Tensor], *, where: str) -> None:
+    """Refuse tensors that are not the weights of this network, naming the first one that is not.
+
+    Raises
+    ------
+    InputError
+        A tensor that is missing, too much, of another shape, or holds NaN or infinite numbers.
+    """
     stored = {name: tuple(t.shape) for name, t in tensors.items()}
     with torch.device("meta"):
         expected = {name: tuple(t.shape) for name, t in UNet(spec).state_dict().items()}

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from unet_core.geometry import Box, Grid, Shape
 from unet_core.ledger import Stage, digest_of
 from unet_core.metadata import PyramidLevel, steps_between
-from unet_core.volumes import Store, axis_names, open_for_writing, read_box, write_box
+from unet_core.volumes import Store, axis_names, open_for_reading, open_for_writing, read_box, write_box
 
 Method = Literal["mode", "mean"]
 STAGE = "pyramid-"  # and the level
@@ -91,7 +91,7 @@ def write_block(store: Store, plan: PyramidPlan, level: int, index: int) -> tupl
     timepoint, box = plan.target(level, index)
     steps = steps_between(plan.levels[level - 1], plan.levels[level])
     finer = box.refine(steps).intersect(Box.of_shape(plan.levels[level - 1].shape))
-    data = read_box(open_for_writing(store, str(level - 1)), finer, timepoint=timepoint)
+    data = read_box(open_for_reading(store, str(level - 1)), finer, timepoint=timepoint)
     coarse = np.stack([reduce_by(channel, steps, plan.method) for channel in data])
     array = open_for_writing(store, str(level))
     write_box(array, box, coarse if "c" in axis_names(array) else coarse[0], timepoint=timepoint)

@@ -13,8 +13,16 @@ from numpy.typing import NDArray
 
 from unet_core.errors import InputError
 
-Target = Literal["semantic", "foreground", "boundary"]
+Target = Literal["semantic", "foreground", "separated", "boundary", "interior-boundary"]
+# What the classes of the targets that are made from instance ids mean.
+DERIVED: dict[Target, tuple[str, ...]] = {
+    "foreground": ("background", "foreground"),
+    "separated": ("background", "foreground"),
+    "boundary": ("interior", "boundary"),
+    "interior-boundary": ("background", "interior", "boundary"),
+}
 MARGIN = 1  # voxels that `classes_of` needs beyond the box, on every side of every axis
+_COUNTS = {2: "two", 3: "three"}
 IGNORE = 255  # the class of voxels that nobody labelled: no loss, no measure
 
 
@@ -23,9 +31,11 @@ def classes_of(
 ) -> NDArray[np.uint8]:
     """Classes of a box of labels.
 
-    "semantic": the labels are the classes. "foreground": 1 where the id is above 0. "boundary": 1 where
-    a face neighbour has another id, on both sides of the face: skimage's
-    `find_boundaries(mode="thick", connectivity=1)` on the whole volume.
+    "semantic": the labels are the classes. "foreground": 1 where the id is above 0. "separated": the
+    same, but 0 where a face neighbour is another object: the background that Ronneberger 2015, section 3,
+    inserts between touching cells, here one voxel on each side. "boundary": 1 where a face neighbour has
+    another id, on both sides of the face: skimage's `find_boundaries(mode="thick", connectivity=1)` on
+    the whole volume. "interior-boundary": 0 where the id is 0, 2 in the boundary of objects, 1 within.
 
     Id 0 is an id like any other to "boundary". Thin lines of 0 between segments are therefore boundary
     (all but 4 in a million voxels of fibsem_gala_mini, which marks its boundaries so), and the inside
@@ -63,15 +73,41 @@ def classes_of(
                 "semantic labels must be classes",
                 expected=f"0 to {IGNORE - 1}",
                 found=f"{known.min()} to {known.max()}",
-                fix='for instance ids use the target "foreground" or "boundary"',
+                fix=f"for instance ids use another target: {', '.join(DERIVED)}",
             )
         classes = known.astype(np.uint8)
-    elif target == "foreground":
-        classes = (inside > 0).astype(np.uint8)
     else:
-        classes = _touches_another(labels, axes=(1, 2) if planar else (0, 1, 2), ignore=ignore)
+        classes = _from_ids(labels, target, planar=planar, ignore=ignore)
     classes[unlabelled] = IGNORE
     return classes
+
+
+def objects_of(
+    labels: NDArray[Any], target: Target, *, planar: bool = False, ignore: int | None = None
+) -> NDArray[Any]:
+    """The ids of a box of labels as the target leaves them, 0 in the background: what borders run between.
+
+    Objects of "separated" lack the voxels that it makes background. Labels, shapes and the other
+    parameters as in `classes_of`; voxels labelled `ignore` are 0.
+
+    Raises
+    ------
+    InputError
+        The target "semantic": classes are not objects. An unknown target.
+    """
+    require_target(target)
+    if target not in DERIVED:
+        raise InputError(
+            f'the target "{target}" knows no objects',
+            expected=f"instance ids and one of the targets {', '.join(DERIVED)}",
+        )
+    inside = labels[(slice(MARGIN, -MARGIN),) * 3]
+    kept = inside > 0
+    if ignore is not None:
+        kept &= inside != ignore
+    if target == "separated":
+        kept &= _from_ids(labels, target, planar=planar, ignore=ignore).view(bool)
+    return np.where(kept, inside, 0)
 
 
 def class_names(target: Target, classes: int) -> tuple[str, ...]:
@@ -83,11 +119,17 @@ def class_names(target: Target, classes: int) -> tuple[str, ...]:
         An unknown target, or a number of classes that the target does not have.
     """
     require_target(target)
-    if target == "semantic":
+    if target not in DERIVED:
         return ("background", *(f"class {k}" for k in range(1, classes)))
-    if classes != 2:
-        raise InputError(f'the target "{target}" has two classes', where="classes", expected=2, found=classes)
-    return ("background", "foreground") if target == "foreground" else ("interior", "boundary")
+    names = DERIVED[target]
+    if classes != len(names):
+        raise InputError(
+            f'the target "{target}" has {_COUNTS[len(names)]} classes',
+            where="classes",
+            expected=len(names),
+            found=classes,
+        )
+    return names
 
 
 def require_target(target: str) -> None:
@@ -96,17 +138,38 @@ def require_target(target: str) -> None:
         raise InputError("this target is not known", expected=get_args(Target), found=repr(target))
 
 
-def _touches_another(labels: NDArray[Any], *, axes: tuple[int, ...], ignore: int | None) -> NDArray[np.uint8]:
+def _from_ids(
+    labels: NDArray[Any], target: Target, *, planar: bool, ignore: int | None
+) -> NDArray[np.uint8]:
+    """Classes without regard to `IGNORE`."""
+    foreground = labels[(slice(MARGIN, -MARGIN),) * 3] > 0
+    if target == "foreground":
+        return foreground.view(np.uint8)
+    axes = (1, 2) if planar else (0, 1, 2)
+    touching = _touches_another(labels, axes=axes, ignore=ignore, objects=target == "separated")
+    if target == "separated":
+        return (foreground & ~touching).view(np.uint8)
+    if target == "boundary":
+        return touching.view(np.uint8)
+    return np.where(touching, np.uint8(2), np.uint8(1)) * foreground
+
+
+def _touches_another(
+    labels: NDArray[Any], *, axes: tuple[int, ...], ignore: int | None, objects: bool
+) -> NDArray[np.bool_]:
+    """Where a face neighbour has another id; with `objects`, where both ids are those of objects."""
     inside = [slice(MARGIN, -MARGIN)] * 3
     found = np.zeros(tuple(n - 2 * MARGIN for n in labels.shape), bool)
     for axis in axes:
         lines = labels[tuple(slice(None) if a == axis else s for a, s in enumerate(inside))]
         lines = np.moveaxis(lines, axis, 0)
         differs = lines[1:] != lines[:-1]
+        counted = [lines > 0] if objects else []
         if ignore is not None:
-            known = lines != ignore
-            differs &= known[1:] & known[:-1]
+            counted.append(lines != ignore)
+        for both in counted:
+            differs &= both[1:] & both[:-1]
         view = np.moveaxis(found, axis, 0)
         view |= differs[1:]  # the neighbour above
         view |= differs[:-1]  # the neighbour below
-    return found.view(np.uint8)
+    return found

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
-from unet_core import ingestion, segmentation
+from unet_core import ingestion, segmentation, training
 from unet_core.errors import DataError, InputError
 from unet_core.geometry import Box
 from unet_core.ledger import Done, Ledger, RunRecord, Stage, digest_of, read_record
@@ -39,13 +40,13 @@ class RunOnDisk:
             raise InputError(
                 "no run of unet-flows is here",
                 where=store.url,
-                expected="an output of unet-flows ingest or segment",
+                expected="an output of unet-flows ingest, train or segment",
                 found="no run record there" if store.exists() else "nothing",
                 fix="check the path",
             )
         return cls(store, record)
 
-    @property
+    @cached_property
     def stages(self) -> tuple[Stage, ...]:
         """Its stages, in order."""
         return stages_of(self.record)
@@ -71,11 +72,13 @@ def stages_of(record: RunRecord) -> tuple[Stage, ...]:
             return segmentation.SegmentPlan.from_dict(plan).stages
         if record.kind == ingestion.KIND:
             return ingestion.IngestPlan.from_dict(plan["ingest"]).stages
+        if record.kind == training.KIND:
+            return ()  # steps follow one another: what is done is a checkpoint, not a ledger's
     except (KeyError, TypeError, ValueError) as error:
         raise InputError("this run record cannot be read", found=f"{type(error).__name__}: {error}") from None
     raise InputError(
         "this kind of run is not known",
-        expected=f"{segmentation.KIND} or {ingestion.KIND}",
+        expected=f"{segmentation.KIND}, {ingestion.KIND} or {training.KIND}",
         found=record.kind,
         fix="use the version of unet-flows that made it",
     )

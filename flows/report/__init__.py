@@ -1,6 +1,6 @@
-"""What people read: the picture of a result, and tables for the terminal."""
+"""What people read: pictures of results, tables for the terminal, artifacts in Prefect."""
 
 from flows.report.picture import write_picture
-from flows.report.tables import comparison_table, scores_table
+from flows.report.tables import comparison_table, instance_tables, scores_table, thresholds_table
 
-__all__ = ["comparison_table", "scores_table", "write_picture"]
+__all__ = ["comparison_table", "instance_tables", "scores_table", "thresholds_table", "write_picture"]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from unet_core.errors import InputError
 from unet_core.evaluation.scores import Scores, confusion_of
 from unet_core.geometry import Box, Grid
-from unet_core.targets import IGNORE, MARGIN, Target, class_names, classes_of
+from unet_core.targets import DERIVED, IGNORE, MARGIN, Target, class_names, classes_of
 from unet_core.volumes import Volume
 
 # One block of labels, truth and the truth's classes takes about 12 bytes a voxel: 200 MB.
@@ -32,8 +32,8 @@ class Truth:
     volume
         Integers, one channel.
     target
-        None or "semantic": the values are classes. "foreground", "boundary": the values are instance
-        ids, turned into classes box by box.
+        None or "semantic": the values are classes. Any other: the values are instance ids, turned into
+        classes box by box.
     names
         The classes, background first. None: those of the target; for semantic truth whatever
         occurs, at most `UNNAMED_CLASSES`.
@@ -62,14 +62,14 @@ class Truth:
     @property
     def derived(self) -> bool:
         """Whether classes are made from instance ids."""
-        return self.target not in (None, "semantic")
+        return self.target in DERIVED
 
     @property
     def count(self) -> int:
         """Classes that may occur."""
         if self.names is not None:
             return len(self.names)
-        return 2 if self.derived else UNNAMED_CLASSES
+        return UNNAMED_CLASSES if self.target not in DERIVED else len(DERIVED[self.target])
 
     @property
     def class_names(self) -> tuple[str, ...]:

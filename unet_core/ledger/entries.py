@@ -5,7 +5,7 @@
 
 An entry is written after its block's data, by the block's one writer, so that "done" is never a guess
 from chunks that exist: chunks that hold only background do not. Reading a ledger is one listing and one
-file, 16 bytes a block, whatever the number of blocks.
+file, 13 bytes a block.
 
 A new owner of the output seals what it finds. From then on, entries of earlier epochs that are not in the
 seal do not count: a late owner may still write them, in vain.

@@ -99,7 +99,6 @@ class Lease:
 
     store: Store
     epoch: int
-    every: float
     _document: dict[str, Any]
     _report: Mapping[str, Any] = field(default_factory=dict)
     _lost: LostLeaseError | None = None
@@ -130,7 +129,7 @@ class Lease:
 
     def keep_beating(self) -> None:
         """Beat until released; for a thread of its own."""
-        while not self._stopped.wait(self.every) and self._lost is None:
+        while not self._stopped.wait(self._document["every"]) and self._lost is None:
             # A store that stutters costs a beat, not the run: commits are fenced by the epoch anyway.
             with suppress(StoreError):
                 self.beat()
@@ -210,7 +209,7 @@ def _acquire(
         _outlast(store, there, on_wait, clock, sleep)
     epoch = (there.epoch if there else 0) + 1
     document = {"owner": _this_process(), "beat": 0, "every": every, "released": False}
-    lease = Lease(store, epoch, every, document)
+    lease = Lease(store, epoch, document)
     # The second look: whoever came from an older state of things may create an epoch long passed.
     if not store.create(_key(epoch), _encode(document)) or _highest(store) != epoch:
         raise _refusal(store, holder(store))

@@ -9,6 +9,9 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from unet_core.ledger.record import FOLDER
 from unet_core.volumes import Store
 
@@ -43,6 +46,16 @@ class Quarantine:
         """The blocks in quarantine, ascending; opens none of them."""
         names = (key.rsplit("/", 1)[1].removesuffix(".json") for key in self.store.keys(self._prefix))
         return sorted(int(name) for name in names if name.isdecimal())
+
+    def standing(self, done: NDArray[np.bool_]) -> list[int]:
+        """Those that are still to be done, given one flag per block of the stage; ascending."""
+        return [index for index in self.indices() if index < done.size and not done[index]]
+
+    def release_done(self, done: NDArray[np.bool_]) -> int:
+        """Drop the records of blocks that have been done since; returns how many."""
+        gone = sorted(set(self.indices()) - set(self.standing(done)))
+        self.store.delete(map(self._key, gone))
+        return len(gone)
 
     def failures(self, *, limit: int | None = None) -> Iterator[Failure]:
         """What is known about the first `limit` of them."""

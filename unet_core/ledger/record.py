@@ -138,16 +138,15 @@ def require_ours(store: Store) -> None:
         )
 
 
-def require_replaceable(store: Store, kind: str, inputs: Iterable[Store]) -> None:
-    """Refuse to take away what is not an earlier run of this kind, or holds an input of the new one.
+def require_replaceable(store: Store, kind: str) -> None:
+    """Refuse to take away what is not an earlier run of this kind.
 
     Raises
     ------
     InputError
-        An output of another program or of another command; an input that lies in the output, or around it.
+        An output of another program or of another command.
     """
     require_ours(store)
-    require_apart(store, inputs)
     try:
         record = read_record(store)
     except InputError:
@@ -192,8 +191,10 @@ def contents(store: Store) -> Iterator[str]:
     return (key for key in everything if not key.startswith(f"{FOLDER}/"))
 
 
-def begin(store: Store, record: RunRecord) -> None:
-    """Write the record of a run, before its arrays; a run that goes on finds its own.
+def begin(store: Store, record: RunRecord, *, arrays: bool = True) -> None:
+    """Write the record of a run, before what it makes; a run that goes on finds its own.
+
+    `arrays`: that is a Zarr group, in which the folder of records must be a node.
 
     Raises
     ------
@@ -210,7 +211,8 @@ def begin(store: Store, record: RunRecord) -> None:
                 found="no readable record" if there is None else f"run {there.fingerprint}",
                 fix="choose another --to",
             )
-    create_records_node(store, FOLDER)
+    if arrays:
+        create_records_node(store, FOLDER)
 
 
 def read_json(store: Store, name: str) -> dict[str, Any] | None:

@@ -182,7 +182,7 @@ def plan_segmentation(
             found=roi,
         )
     if request.restart:
-        require_replaceable(output, KIND, (source, Store(request.model)))
+        require_replaceable(output, KIND)
         record = None
     else:
         record = begun(output, KIND, identity_of(request, volume, model, roi))

@@ -1,21 +1,25 @@
-"""Everything about a training that can be checked or measured before its first step."""
+"""Everything about a training that can be checked or measured before its first step, as plain data."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 
 from unet_core.architecture import UNetSpec
-from unet_core.augment import Augmentation, common_voxel_size
 from unet_core.budget import choose_tile
+from unet_core.checkpoint import adopt, load_model
 from unet_core.errors import InputError
-from unet_core.geometry import round_up
+from unet_core.geometry import Box, round_up
+from unet_core.labelling import LabelledRegion, Labelling
 from unet_core.loss import balanced_weights
+from unet_core.model import UNet
 from unet_core.normalisation import NormalisationRule, Scale, measure
-from unet_core.sampling import LabelledRegion, Labelling, Sampler
+from unet_core.placement import Places, find_places
+from unet_core.sampling import Sampler
 from unet_core.targets import class_names
 from unet_core.tiling import Footprint, Tiling
 from unet_core.training.settings import TrainSettings
@@ -27,6 +31,9 @@ VALIDATION_MEMORY = 2**30  # bytes for the tensors of one validation tile
 class Plan:
     """All that a training needs, checked; no network yet, nothing written.
 
+    `to_dict` is stored once, in the run record: every rank builds the same training from it, without
+    looking at the data again.
+
     Parameters
     ----------
     validation, validation_scales
@@ -36,36 +43,82 @@ class Plan:
         the voxels of their regions.
     class_weights
         One per class, or None.
-    voxels_per_class
-        What the training regions hold, as far as was looked.
+    fine_tunes
+        The model folder whose weights the training begins with, or None.
     """
 
     spec: UNetSpec
     settings: TrainSettings
     sampler: Sampler
-    augmentation: Augmentation
     validation: tuple[LabelledRegion, ...]
     validation_scales: tuple[Scale, ...]
     scale: Scale
     class_weights: tuple[float, ...] | None
     class_names: tuple[str, ...]
-    voxels_per_class: tuple[int, ...]
+    fine_tunes: str | None = None
 
-    def validation_tiling(self, region: LabelledRegion) -> Tiling:
-        """Tiles for one validation region, each a block of its own: nothing is written."""
+    @property
+    def voxels_per_class(self) -> tuple[int, ...]:
+        """What the training regions hold, as far as was looked."""
+        return tuple(int(n) for n in self.sampler.places.counts)
+
+    def validation_tiling(self, region: LabelledRegion, *, roi: Box | None = None) -> Tiling:
+        """Tiles for one validation region, or a part of it, each a block of its own: nothing is written."""
+        roi = roi or region.region
         volume = region.image.shape
         try:
-            tile = choose_tile(self.spec, volume, region.region, dtype="float32", memory=VALIDATION_MEMORY)
+            tile = choose_tile(self.spec, volume, roi, dtype="float32", memory=VALIDATION_MEMORY)
         except InputError:
             tile = self.settings.patch  # fits: a training step holds more for it
         return Tiling(
             volume=volume,
-            roi=region.region,
+            roi=roi,
             footprint=Footprint.of(self.spec),
             tile=tile,
             chunk=tile,
             shard=tile,
             block=tile,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready: what was resolved."""
+        sampler = self.sampler
+        return {
+            "spec": self.spec.to_dict(),
+            "settings": self.settings.to_dict(),
+            "sources": [source.reference() for source in sampler.sources],
+            "scales": [scale.to_dict() for scale in sampler.scales],
+            "places": sampler.places.to_dict(),
+            "weights": sampler.weights,
+            "validation": [region.reference() for region in self.validation],
+            "validation_scales": [scale.to_dict() for scale in self.validation_scales],
+            "scale": self.scale.to_dict(),
+            "class_weights": self.class_weights,
+            "class_names": self.class_names,
+            "fine_tunes": self.fine_tunes,
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Plan:
+        spec = UNetSpec(**data["spec"])
+        settings = TrainSettings.from_dict(data["settings"])
+        return cls(
+            spec=spec,
+            settings=settings,
+            sampler=_sampler(
+                spec,
+                settings,
+                sources=tuple(map(LabelledRegion.open, data["sources"])),
+                scales=tuple(map(Scale.from_dict, data["scales"])),
+                places=Places.from_dict(data["places"]),
+                weights=None if data["weights"] is None else tuple(data["weights"]),
+            ),
+            validation=tuple(map(LabelledRegion.open, data["validation"])),
+            validation_scales=tuple(map(Scale.from_dict, data["validation_scales"])),
+            scale=Scale.from_dict(data["scale"]),
+            class_weights=None if data["class_weights"] is None else tuple(data["class_weights"]),
+            class_names=tuple(data["class_names"]),
+            fine_tunes=data["fine_tunes"],
         )
 
 
@@ -74,51 +127,80 @@ def prepare(
     validation: Sequence[LabelledRegion],
     spec: UNetSpec,
     settings: TrainSettings,
+    *,
+    weights: Sequence[float] | None = None,
+    fine_tunes: str | None = None,
 ) -> Plan:
     """Check everything that can be checked before the first step, and measure what the steps need.
+
+    Parameters
+    ----------
+    weights
+        One per source: how often it is drawn from, relative to its size.
+    fine_tunes
+        Model folder to begin with (`unet_core.checkpoint.adopt` says what must agree).
 
     Raises
     ------
     InputError
         A patch that does not fit the network, images with other channels than the network's, training
         and validation on common voxels, regions without foreground, labels without a class, a GPU
-        asked for where there is none, NaN or infinite intensities among the voxels looked at.
+        asked for where there is none, NaN or infinite intensities among the voxels looked at, a model to
+        begin with of another body.
     """
     if not sources:
         raise InputError("there is nothing to train on", expected="at least one labelled region")
     names = _check_network(spec, settings)
     _check_regions(sources, validation, spec)
-    labelling = Labelling(target=settings.target, classes=spec.classes, planar=spec.ndim == 2)
-    counts = labelling.probe(sources)
+    if fine_tunes is not None:
+        adopt(UNet(spec), load_model(fine_tunes))
+    labelling = _labelling(spec, settings)
+    places = find_places(labelling, sources, objects=settings.balance == "object")
     if validation:
         labelling.probe(validation)
     scales = _measure_each((*sources, *validation), settings.normalisation)
-    augmentation = Augmentation(
-        settings=settings.augment,
-        footprint=Footprint.of(spec),
-        patch=settings.patch,
-        voxel_size=common_voxel_size([source.image.voxel_size for source in sources]),
-    )
-    weights = settings.class_weights
+    class_weights = settings.class_weights
     return Plan(
         spec=spec,
         settings=settings,
-        sampler=Sampler(
+        sampler=_sampler(
+            spec,
+            settings,
             sources=tuple(sources),
             scales=scales[: len(sources)],
-            labelling=labelling,
-            patch=settings.patch,
-            margin=augmentation.margin,
-            foreground=settings.foreground,
-            wanted=tuple(k for k in range(1, spec.classes) if counts[k]),
+            places=places,
+            weights=None if weights is None else tuple(weights),
         ),
-        augmentation=augmentation,
         validation=tuple(validation),
         validation_scales=scales[len(sources) :],
         scale=_mean_scale(scales[: len(sources)], [source.region.size for source in sources]),
-        class_weights=balanced_weights(counts) if isinstance(weights, str) else weights,
+        class_weights=balanced_weights(places.counts) if isinstance(class_weights, str) else class_weights,
         class_names=names,
-        voxels_per_class=tuple(int(n) for n in counts),
+        fine_tunes=fine_tunes,
+    )
+
+
+def on_device(plan: Plan, device: str, dtype: str) -> Plan:
+    """The same training with its device and arithmetic decided."""
+    settings = replace(plan.settings, device=device, dtype=dtype)  # type: ignore[arg-type]
+    return replace(plan, settings=settings)
+
+
+def _labelling(spec: UNetSpec, settings: TrainSettings) -> Labelling:
+    return Labelling(
+        target=settings.target, classes=spec.classes, planar=spec.ndim == 2, border=settings.border
+    )
+
+
+def _sampler(spec: UNetSpec, settings: TrainSettings, **drawn_from: Any) -> Sampler:
+    return Sampler(
+        labelling=_labelling(spec, settings),
+        footprint=Footprint.of(spec),
+        patch=settings.patch,
+        augment=settings.augment,
+        foreground=settings.foreground,
+        balance=settings.balance,
+        **drawn_from,
     )
 
 
@@ -138,7 +220,13 @@ def _check_network(spec: UNetSpec, settings: TrainSettings) -> tuple[str, ...]:
             expected=f"multiples of {stride} on z, y, x, such as {(1, *nearest[1:]) if flat else nearest}",
             found=settings.patch,
         )
-    if settings.device == "cuda" and not torch.cuda.is_available():
+    require_device(settings.device)
+    return settings.class_names or names
+
+
+def require_device(device: str) -> None:
+    """Refuse a GPU where there is none: there is no silent fallback."""
+    if device == "cuda" and not torch.cuda.is_available():
         raise InputError(
             "a GPU was asked for and this process sees none",
             where="device",
@@ -146,7 +234,6 @@ def _check_network(spec: UNetSpec, settings: TrainSettings) -> tuple[str, ...]:
             found=f"torch {torch.__version__}, no CUDA device",
             fix='train where a GPU is, or with device "cpu"',
         )
-    return settings.class_names or names
 
 
 def _check_regions(

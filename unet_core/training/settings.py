@@ -1,18 +1,21 @@
-"""How to train, as plain data that checks itself."""
+"""How to train: one frozen object, checked when built."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from math import cos, pi
-from typing import Literal
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, get_args
 
 from unet_core.augment import AugmentSettings
 from unet_core.errors import InputError
 from unet_core.geometry import Shape
+from unet_core.loss import LossSettings
 from unet_core.normalisation import NormalisationRule
+from unet_core.sampling import Balance
 from unet_core.targets import Target, require_target
+from unet_core.training.optimisation import Optimisation
+from unet_core.weight_map import BorderWeight
 
-_WARM_UP = 0.1  # share of the steps in which the learning rate rises
+Arithmetic = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,19 +29,26 @@ class TrainSettings:
     patch
         Output shape of one patch: multiples of the network's stride, 1 along z for a 2D network.
     steps, batch
-        Optimiser steps, and patches per step.
-    learning_rate
-        The highest one (`learning_rate`). With batch norm 1e-2 suits: fib25 boundaries, 3D, depth 2,
-        100 to 120 steps gave IoU 0.40 at 2e-3, 0.43 at 8e-3, and 0.46 at both 1e-2 and 2e-2 with a
-        larger patch. Without norm, 1e-2 had learnt nothing after 50 steps.
-    gradient_clip
-        Largest norm of the gradient.
-    validate_every
-        Steps between validations; there is always one after the last step.
+        Optimiser steps, and patches per step over all ranks together.
+    accumulate
+        Parts that a rank computes its patches of a step in, one after the other: less memory.
+    dtype
+        Arithmetic of the network in training. The weights stay float32.
+    compile
+        Let torch.compile write kernels for this network: pays off in long trainings on GPUs.
+    validate_every, checkpoint_every
+        Steps between validations (there is always one after the last step) and between checkpoints (there
+        is always one with a validation).
+    early_stop
+        End after so many validations in a row without a better one; 0 never does.
     foreground
-        Share of the patches that must hold a voxel of a class above 0, drawn evenly among these.
+        Share of the patches that are placed on a voxel of a class above 0.
+    balance
+        Whether these are drawn evenly among classes or among objects.
     class_weights
         One per class for the loss; "balanced": by one over the square root of their shares.
+    border
+        The paper's border weight map, for targets made of instance ids.
     device
         "cpu" or "cuda". There is no silent fallback.
     class_names
@@ -54,13 +64,19 @@ class TrainSettings:
     patch: Shape
     steps: int = 400
     batch: int = 1
-    learning_rate: float = 2e-3
-    weight_decay: float = 1e-2
-    gradient_clip: float = 1.0
+    accumulate: int = 1
+    optimisation: Optimisation = field(default_factory=Optimisation)
+    dtype: Arithmetic = "float32"
+    compile: bool = False
     validate_every: int = 100
+    checkpoint_every: int = 100
+    early_stop: int = 0
     seed: int = 0
     foreground: float = 0.5
+    balance: Balance = "class"
+    loss: LossSettings = field(default_factory=LossSettings)
     class_weights: tuple[float, ...] | Literal["balanced"] | None = None
+    border: BorderWeight | None = None
     augment: AugmentSettings = field(default_factory=AugmentSettings)
     normalisation: NormalisationRule = field(default_factory=NormalisationRule)
     device: str = "cpu"
@@ -72,17 +88,23 @@ class TrainSettings:
         bad_weights = weights not in (None, "balanced") and (
             isinstance(weights, str) or any(w < 0 for w in weights) or not any(weights)
         )
+        positive = ("steps", "batch", "accumulate", "validate_every", "checkpoint_every")
         problems = [
-            (self.steps < 1, "steps", "at least 1", self.steps),
-            (self.batch < 1, "batch", "at least 1", self.batch),
+            *((getattr(self, name) < 1, name, "at least 1", getattr(self, name)) for name in positive),
+            (self.accumulate > self.batch, "accumulate", f"at most the batch, {self.batch}", self.accumulate),
             (len(self.patch) != 3 or min(self.patch) < 1, "patch", "three sizes, z, y, x", self.patch),
-            (not 0 < self.learning_rate < 1, "learning_rate", "between 0 and 1", self.learning_rate),
-            (not 0 <= self.weight_decay < 1, "weight_decay", "0 <= x < 1", self.weight_decay),
-            (not self.gradient_clip > 0, "gradient_clip", "above 0", self.gradient_clip),
-            (self.validate_every < 1, "validate_every", "at least 1", self.validate_every),
+            (self.early_stop < 0, "early_stop", "at least 0", self.early_stop),
             (self.seed < 0, "seed", "at least 0", self.seed),
             (not 0 <= self.foreground <= 1, "foreground", "a share from 0 to 1", self.foreground),
+            (self.balance not in get_args(Balance), "balance", get_args(Balance), self.balance),
+            (self.dtype not in get_args(Arithmetic), "dtype", get_args(Arithmetic), self.dtype),
             (bad_weights, "class_weights", '"balanced", or numbers of at least 0, not all 0', weights),
+            (
+                self.border is not None and self.target == "semantic",
+                "border",
+                "a target made of instance ids: classes have no touching objects",
+                self.target,
+            ),
             (self.device not in ("cpu", "cuda"), "device", '"cpu" or "cuda"', self.device),
         ]
         for wrong, where, expected, found in problems:
@@ -91,10 +113,19 @@ class TrainSettings:
                     "this training setting is not possible", where=where, expected=expected, found=repr(found)
                 )
 
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; `from_dict` gives the same settings."""
+        return asdict(self)
 
-def learning_rate(step: int, settings: TrainSettings) -> float:
-    """That of step 1, 2, ..., `steps`: a linear rise over a tenth of them, then a cosine to near 0."""
-    rise = max(1, round(_WARM_UP * settings.steps))
-    if step <= rise:
-        return settings.learning_rate * step / rise
-    return settings.learning_rate * (1 + cos(pi * (step - rise) / (settings.steps - rise + 1))) / 2
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> TrainSettings:
+        parts = {
+            "optimisation": Optimisation,
+            "loss": LossSettings,
+            "augment": AugmentSettings,
+            "normalisation": NormalisationRule,
+            "border": BorderWeight,
+        }
+        built = {name: kind(**data[name]) for name, kind in parts.items() if data[name] is not None}
+        lists = {k: tuple(v) for k, v in data.items() if isinstance(v, list)}  # JSON knows no tuples
+        return cls(**{**data, **lists, **built})

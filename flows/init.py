@@ -1,0 +1,163 @@
+"""`train --init`: a commented configuration for given volumes, as TOML text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from textwrap import wrap
+from typing import Any
+
+import psutil
+
+from flows.config import AugmentConfig, Config, TrainConfig, validate
+from flows.training_data import labelled_regions
+from unet_core import proposal
+from unet_core.errors import InputError
+from unet_core.labelling import LabelledRegion
+from unet_core.proposal import Choice, ImageFacts, Machine
+
+_WIDTH = 100
+_SHARE = 0.5  # of the memory that is free: the rest is for batches that wait, and for other programs
+_TABLE = "augment."
+_NOT_IN_FILES = ("restart",)  # would begin anew whenever the file is used
+_HELD_OUT_VOLUMES = 5  # of so many volumes one is held out
+
+
+def propose(
+    image: str,
+    labels: str,
+    *,
+    to: str = "model",
+    region: str | None = None,
+    channels: str | None = None,
+    device: str = "auto",
+) -> str:
+    """The text of a configuration that trains on these volumes, each value with its reason.
+
+    `*` in both paths stands for a set of volumes, such as 2D images of different sizes. Reads headers and
+    some boxes of the labels.
+
+    Raises
+    ------
+    InputError
+        Volumes that are missing, not complete or do not fit, labels without a labelled voxel, no memory.
+    """
+    given = {"image": image, "labels": labels, "region": region, "channels": channels}
+    config = validate(TrainConfig, {"to": to, **{k: v for k, v in given.items() if v is not None}})
+    sources, _, _ = labelled_regions(config)
+    facts = ImageFacts.of(sources[0].image)
+    alone = len(sources) == 1
+    choices = proposal.propose(
+        facts,
+        proposal.measure_labels([(source.labels, source.region) for source in sources]),
+        machine(device),
+        region=sources[0].region,
+        divided=alone,
+    )
+    files: dict[str, Any] = {"to": to, **({"image": image, "labels": labels} if alone else {})}
+    files |= {"channels": channels} if channels else {}
+    return "\n".join(_lines(files, choices, sources, facts)) + "\n"
+
+
+def write(path: str, *, config: str | None, given: dict[str, Any]) -> dict[str, Any]:
+    """`propose` into a file that is not there yet, for what a command line gave; the command's document.
+
+    Raises
+    ------
+    InputError
+        As `propose`; no volumes named, options that a proposal cannot take, a file that exists.
+    """
+    taken = {"image", "labels", "to", "region", "channels", "device"}
+    if config is not None or not {"image", "labels"} <= given.keys() or given.keys() - taken:
+        raise InputError(
+            "--init takes an image and its labels",
+            expected=f"--image and --labels, and of other options: {', '.join(sorted(taken))}",
+            found=", ".join(sorted(given.keys() - taken)) or config or ", ".join(given) or "neither",
+            fix="edit the file that it writes",
+        )
+    text = propose(**given)
+    try:
+        with Path(path).open("x") as file:
+            file.write(text)
+    except OSError as error:
+        raise InputError(
+            "the configuration cannot be written",
+            where=path,
+            found=error.strerror,
+            fix="choose another --init",
+        ) from None
+    return {"command": "train", "status": "proposed", "written": path}
+
+
+def machine(device: str = "auto") -> Machine:
+    """What trains here, with half of the memory that is free."""
+    import torch
+
+    if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
+        from unet_core.training import require_device
+
+        require_device("cuda")
+        return Machine(device="cuda", memory=int(torch.cuda.mem_get_info()[0] * _SHARE))
+    return Machine(device="cpu", memory=int(psutil.virtual_memory().available * _SHARE))
+
+
+def _lines(
+    files: dict[str, Any], choices: tuple[Choice, ...], sources: list[LabelledRegion], facts: ImageFacts
+) -> Iterator[str]:
+    numbers = " × ".join(f"{n:g}" for n in facts.voxel_size or ())
+    size = f"voxels of {numbers} {facts.unit or '(no unit)'}" if numbers else "voxel size not said"
+    yield from _comment(
+        f"Proposed by `unet-flows train --init` for {len(sources)} image{'s' if len(sources) > 1 else ''}:"
+        f" {' × '.join(map(str, facts.shape))} (z, y, x),"
+        f" {facts.channels} channel{'s' if facts.channels > 1 else ''} of {facts.dtype}, {size}."
+        " Change what you know better, then: unet-flows train THIS_FILE"
+    )
+    yield ""
+    yield from (_assignment(key, value) for key, value in files.items())
+    flat = [choice for choice in choices if not choice.key.startswith(_TABLE)]
+    for choice in flat:
+        yield ""
+        yield from _comment(choice.why)
+        yield _assignment(choice.key, choice.value)
+    yield from ("", *_comment("Everything else, with its default."))
+    yield from _rest(TrainConfig, {*files, *(choice.key for choice in flat)})
+    yield from ("", "[augment]")
+    chosen = [(choice.key.removeprefix(_TABLE), choice) for choice in choices if choice not in flat]
+    for key, choice in chosen:
+        yield from _comment(choice.why)
+        yield _assignment(key, choice.value)
+    yield from _rest(AugmentConfig, {key for key, _ in chosen})
+    if len(sources) > 1:
+        yield from _pairs(sources)
+
+
+def _pairs(sources: list[LabelledRegion]) -> Iterator[str]:
+    """Every volume by name; every fifth is held out, spread over all."""
+    yield from ("", *_comment("Whole volumes are held out: one in five, at least one."))
+    held_out = set(range(len(sources) - 1, -1, -_HELD_OUT_VOLUMES)) - {0}
+    for table, numbers in (("pairs", set(range(len(sources))) - held_out), ("validation", held_out)):
+        for number in sorted(numbers):
+            source = sources[number]
+            yield from ("", f"[[{table}]]", _assignment("image", source.image.url))
+            yield _assignment("labels", source.labels.url)
+
+
+def _rest(model: type[Config], known: Iterable[str]) -> Iterator[str]:
+    """The fields that nothing was chosen for, commented out."""
+    for name, field in model.model_fields.items():
+        file_only = isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("file_only")
+        if name not in known and name not in _NOT_IN_FILES and not file_only:
+            value = field.get_default(call_default_factory=True)
+            unset = f"{name}, not set"  # TOML has no null
+            told = f"  # {field.description}" if field.description else ""
+            yield f"# {unset if value is None else _assignment(name, value)}{told}"
+
+
+def _assignment(key: str, value: Any) -> str:
+    # TOML's basic strings, numbers and booleans are JSON's.
+    return f"{key} = {json.dumps(value, ensure_ascii=False)}"
+
+
+def _comment(text: str) -> list[str]:
+    return [f"# {line}" for line in wrap(text[:1].upper() + text[1:], _WIDTH)]

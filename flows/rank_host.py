@@ -1,0 +1,109 @@
+"""What a Dask worker does for a training: start one rank as a process, pass its events on, end it in time.
+
+In the worker's own process torch's ranks would deadlock it, and a crash would take it along.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+from urllib.parse import urlsplit
+
+from distributed import get_worker
+
+_LOOK = 0.5  # seconds between two looks whether the rank is still wanted
+PATIENCE = 6.0  # seconds that a rank has to finish its step and write a checkpoint
+_TAIL = 4000
+
+
+def host(job: dict[str, Any], topic: str) -> dict[str, Any]:
+    """Run one rank to its end; what it did, or how it ended, as plain data.
+
+    Events go to Dask's `topic`, each with the rank; "ended" is the last. The rank is ended when Dask
+    wants this task no more: it was cancelled, or the client that asked for it is gone.
+    """
+    worker = get_worker()
+    key = worker.get_current_task()
+    address = urlsplit(worker.address).hostname or "127.0.0.1"
+
+    def tell(event: dict[str, Any]) -> None:
+        worker.log_event(topic, {"rank": job["rank"], **event})
+
+    def wanted() -> bool:
+        task = worker.state.tasks.get(key)
+        return task is not None and task.state in ("executing", "long-running")
+
+    try:
+        return run({**job, "host": address}, tell, wanted)
+    finally:
+        tell({"ended": True})
+
+
+def run(
+    job: dict[str, Any], tell: Callable[[dict[str, Any]], None], wanted: Callable[[], bool]
+) -> dict[str, Any]:
+    """`host` without Dask: rank, exit code, the end of its log, and what it said of its end."""
+    ours, theirs = os.pipe()
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "flows.rank"],
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            pass_fds=(theirs,),
+        )
+        os.close(theirs)
+        try:
+            line = json.dumps({**job, "events": theirs}).encode() + b"\n"
+            with suppress(BrokenPipeError):  # dead at once: its log says why
+                _say(process, line)
+            last = _listen(process, ours, tell, wanted)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(PATIENCE)
+        finally:
+            process.kill()
+            process.wait()
+            os.close(ours)
+        log.seek(max(0, log.seek(0, os.SEEK_END) - _TAIL))
+        said = log.read().decode(errors="replace")
+    return {"rank": job["rank"], "code": process.returncode, "log": said, **last}
+
+
+def _listen(
+    process: subprocess.Popen[bytes],
+    events: int,
+    tell: Callable[[dict[str, Any]], None],
+    wanted: Callable[[], bool],
+) -> dict[str, Any]:
+    """Pass events on until the rank is through, or was not wanted and had its time; its last words."""
+    buffer, last = b"", {}
+    deadline: float | None = None
+    while deadline is None or time.monotonic() < deadline:
+        if select.select([events], [], [], _LOOK)[0]:
+            data = os.read(events, 2**16)
+            if not data:
+                break
+            *lines, buffer = (buffer + data).split(b"\n")
+            for event in map(json.loads, lines):
+                if event.keys() & {"progress", "rendezvous"}:
+                    tell(event)
+                else:
+                    last = event
+        if deadline is None and not wanted():
+            process.terminate()
+            deadline = time.monotonic() + PATIENCE
+    return last
+
+
+def _say(process: subprocess.Popen[bytes], line: bytes) -> None:
+    if process.stdin is not None:
+        with process.stdin as pipe:
+            pipe.write(line)

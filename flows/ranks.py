@@ -1,0 +1,246 @@
+"""A training on Dask workers: one rank on each, all begun anew from the last checkpoint when one dies.
+
+    submit rank 0 -> it says where to meet -> submit the others, one worker each
+    the first that ends badly -> cancel all -> wait until they are gone -> look for workers -> again
+"""
+
+from __future__ import annotations
+
+import queue
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from distributed import Client, Future
+
+from flows import rank_host
+from unet_core.errors import RunError, UnetFlowsError
+
+_LOOK = 0.5  # seconds between two looks at the ranks
+_LOOK_AT_WORKERS = 3.0
+_LAST_WORDS = 3.0
+_MEETING = 300.0  # seconds until the first rank has loaded its libraries and said where to meet
+_WORKERS_PATIENCE = 60.0  # seconds that a training waits for as many workers as it had
+
+
+class RankDiedError(RunError):
+    """A rank or its worker is gone; the training can go on from its last checkpoint."""
+
+
+@dataclass
+class RankedTraining:
+    """One training on the workers of a client.
+
+    Parameters
+    ----------
+    job
+        What every rank is told (`flows.rank`), without rank and world.
+    most
+        Ranks at most: the patches of a step.
+    """
+
+    client: Client
+    job: dict[str, Any]
+    most: int
+    max_restarts: int
+    on_progress: Callable[[dict[str, Any]], None]
+    on_restart: Callable[[str], None]
+    restarts: int = field(default=0, init=False)
+
+    def run(self) -> dict[str, Any]:
+        """Train to the end; the first rank's last word, {"stopped": ...}.
+
+        Raises
+        ------
+        RunError
+            An error that would come again, as the rank told it; or ranks died more than `max_restarts` times.
+        """
+        world = min(self.most, len(self._workers()))
+        while True:
+            try:
+                return self._attempt(self._available(world))
+            except RankDiedError as error:
+                if self.restarts >= self.max_restarts:
+                    error.fix = "look at the workers' logs; the same command goes on from the last checkpoint"
+                    raise
+                self.restarts += 1
+                self.on_restart(f"{error.problem}; restart {self.restarts} of {self.max_restarts}")
+
+    def _attempt(self, workers: list[str]) -> dict[str, Any]:
+        with self._events() as events:
+            ranks = _Ranks(self, workers, events)
+            try:
+                return ranks.run()
+            except RankDiedError:
+                ranks.raise_cause()
+                raise
+            finally:
+                ranks.end()
+
+    def _workers(self) -> list[str]:
+        return sorted(self.client.scheduler_info(n_workers=-1)["workers"])
+
+    def _available(self, world: int) -> list[str]:
+        """As many workers as wanted, where they come in time; else those that are there."""
+        deadline = time.monotonic() + _WORKERS_PATIENCE
+        while len(there := self._workers()) < world and time.monotonic() < deadline:
+            time.sleep(_LOOK)
+        if not there:
+            raise RunError(
+                "no Dask worker is left",
+                fix="start workers; the same command goes on from the last checkpoint",
+            )
+        return there[:world]
+
+    @contextmanager
+    def _events(self) -> Iterator[_Events]:
+        topic = f"unet-flows-train-{uuid.uuid4().hex}"
+        received: queue.Queue[dict[str, Any]] = queue.Queue()
+        self.client.subscribe_topic(topic, lambda event: received.put(event[1]))
+        try:
+            yield _Events(topic, received)
+        finally:
+            self.client.unsubscribe_topic(topic)
+
+
+@dataclass(frozen=True)
+class _Events:
+    topic: str
+    received: queue.Queue[dict[str, Any]]
+
+    def wait(self, seconds: float) -> Iterator[dict[str, Any]]:
+        """All that come within that time; at once what is there."""
+        try:
+            yield self.received.get(timeout=seconds)
+            while True:
+                yield self.received.get_nowait()
+        except queue.Empty:
+            return
+
+
+class _Ranks:
+    """The ranks of one attempt."""
+
+    def __init__(self, training: RankedTraining, workers: list[str], events: _Events) -> None:
+        self._training, self._workers, self._events = training, workers, events
+        self._futures: list[Future] = []
+        self._ended: set[int] = set()
+        self._looked = time.monotonic()
+
+    def run(self) -> dict[str, Any]:
+        self._submit(0)
+        rendezvous = None
+        if len(self._workers) > 1:
+            rendezvous = self._rendezvous()
+        for rank in range(1, len(self._workers)):
+            self._submit(rank, rendezvous=rendezvous)
+        while not self._futures[0].done():
+            self._look()
+        return _answer(self._futures[0])
+
+    def raise_cause(self) -> None:
+        """One rank's error makes the others lose their partner: the error is what to tell."""
+        deadline = time.monotonic() + _LAST_WORDS
+        while not all(future.done() for future in self._futures) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        for future in self._futures:
+            if future.status == "finished" and "error" in future.result():
+                _answer(future)
+
+    def end(self) -> None:
+        """Cancel what still runs, and wait until every rank is gone: two must never write."""
+        running = [rank for rank, future in enumerate(self._futures) if not future.done()]
+        self._training.client.cancel([self._futures[rank] for rank in running], force=True)
+        deadline = time.monotonic() + rank_host.PATIENCE + 2
+        while set(running) - self._ended - self._orphans() and time.monotonic() < deadline:
+            self._receive(0.2)
+
+    def _submit(self, rank: int, **more: Any) -> None:
+        job = {**self._training.job, "rank": rank, "world": len(self._workers), **more}
+        self._futures.append(
+            self._training.client.submit(
+                rank_host.host,
+                job,
+                self._events.topic,
+                key=f"rank-{rank}-{uuid.uuid4().hex}",
+                workers=[self._workers[rank]],
+                allow_other_workers=False,
+                pure=False,
+                retries=0,
+            )
+        )
+
+    def _rendezvous(self) -> dict[str, Any]:
+        deadline = time.monotonic() + _MEETING
+        while time.monotonic() < deadline:
+            if (place := self._look()) is not None:
+                return place
+            if self._futures[0].done():
+                _answer(self._futures[0])
+        raise RankDiedError("the first rank did not get ready", found=f"nothing within {_MEETING:.0f} s")
+
+    def _look(self) -> dict[str, Any] | None:
+        """Wait a moment for events; RankDiedError where a rank ended badly or its worker is gone."""
+        place = self._receive(_LOOK)
+        for future in self._futures:
+            if future.done():
+                _answer(future)
+        if time.monotonic() - self._looked > _LOOK_AT_WORKERS:
+            self._looked = time.monotonic()
+            if orphans := self._orphans():
+                # Dask keeps a task that is pinned to a lost worker waiting for ever.
+                raise RankDiedError(f"the worker of rank {min(orphans)} is gone")
+        return place
+
+    def _receive(self, seconds: float) -> dict[str, Any] | None:
+        place = None
+        for event in self._events.wait(seconds):
+            if "progress" in event:
+                self._training.on_progress(event["progress"])
+            elif "rendezvous" in event:
+                place = event["rendezvous"]
+            elif "ended" in event:
+                self._ended.add(event["rank"])
+        return place
+
+    def _orphans(self) -> set[int]:
+        there = set(self._training._workers())
+        return {
+            rank
+            for rank, future in enumerate(self._futures)
+            if not future.done() and self._workers[rank] not in there
+        }
+
+
+def _answer(future: Future) -> dict[str, Any]:
+    """What a rank did that is through.
+
+    Raises
+    ------
+    RunError
+        What it told; RankDiedError where it could not tell.
+    """
+    if future.status != "finished":
+        raise RankDiedError(f"a worker with a rank was lost ({future.status})")
+    told: dict[str, Any] = future.result()
+    if "done" in told:
+        done: dict[str, Any] = told["done"]
+        return done
+    if "error" in told:
+        raise _error(told["error"])
+    code = told["code"]
+    how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+    raise RankDiedError(f"rank {told['rank']} {how}", found=told["log"].strip() or None)
+
+
+def _error(facts: dict[str, Any]) -> UnetFlowsError:
+    return RunError(
+        facts["problem"],
+        where=facts["where"],
+        expected=facts["expected"],
+        found=facts["found"],
+        fix=facts["to_do"],
+    )

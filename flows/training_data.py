@@ -1,0 +1,178 @@
+"""From the parameters of `train` to what `unet_core.training` takes: regions, a network, settings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from flows.config import Pair, TrainConfig, parse_box, parse_integers, parse_numbers, parse_shape
+from unet_core import training
+from unet_core.architecture import UNetSpec
+from unet_core.augment import AugmentSettings
+from unet_core.errors import InputError
+from unet_core.geometry import Box, Shape, round_up
+from unet_core.labelling import LabelledRegion
+from unet_core.ledger import require_complete
+from unet_core.loss import LossSettings
+from unet_core.targets import DERIVED
+from unet_core.tiling import Footprint
+from unet_core.volumes import Store, Volume
+from unet_core.weight_map import BorderWeight
+
+
+def labelled_regions(
+    config: TrainConfig,
+) -> tuple[list[LabelledRegion], list[float], list[LabelledRegion]]:
+    """Regions to train on, how often each is drawn relative to its size, and regions to validate on.
+
+    Raises
+    ------
+    InputError
+        No pair or two ways to name it, volumes that are missing or not complete, regions that do not fit.
+    """
+    pairs, held_out = _pairs(config)
+    channels = parse_integers("--channels", config.channels) if config.channels is not None else None
+
+    def opened(pair: Pair) -> LabelledRegion:
+        return _open(pair, channels, ignore=config.ignore, partial=config.partial)
+
+    pairs = [one for pair in pairs for one in _expanded(pair)]
+    held_out = [one for pair in held_out for one in _expanded(pair)]
+    return list(map(opened, pairs)), [pair.weight for pair in pairs], list(map(opened, held_out))
+
+
+def spec_of(config: TrainConfig, sources: Sequence[LabelledRegion]) -> UNetSpec:
+    """The network that the parameters describe."""
+    derived = DERIVED.get(config.target)
+    return UNetSpec.build(
+        ndim=config.ndim,
+        depth=config.depth,
+        base=config.base,
+        in_channels=len(sources[0].image.channels),
+        classes=config.classes or (len(derived) if derived else 2),
+        anisotropic_levels=config.anisotropic_levels,
+        upsampling=config.upsampling,
+        dropout=config.dropout,
+        norm=config.norm,
+    )
+
+
+def settings_of(config: TrainConfig, spec: UNetSpec) -> training.TrainSettings:
+    """How to train; device and dtype "auto" stand as the CPU's until a worker was asked."""
+    weight = config.border_weight
+    return training.TrainSettings(
+        target=config.target,
+        patch=_patch(config, spec),
+        steps=config.steps,
+        batch=config.batch,
+        accumulate=config.accumulate,
+        optimisation=training.Optimisation(
+            optimiser=config.optimiser,
+            learning_rate=config.learning_rate,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+            schedule=config.schedule,
+            gradient_clip=config.gradient_clip,
+            ema=config.ema,
+        ),
+        loss=LossSettings(kind=config.loss),
+        class_weights=_class_weights(config.class_weights),
+        border=BorderWeight(w0=weight, sigma=config.border_sigma) if weight else None,
+        foreground=config.foreground,
+        balance=config.balance,
+        augment=AugmentSettings(**config.augment.model_dump()),
+        device="cpu" if config.device == "auto" else config.device,
+        dtype=config.dtype,
+        compile=config.compile,
+        validate_every=config.validate_every,
+        checkpoint_every=config.checkpoint_every,
+        early_stop=config.early_stop,
+        seed=config.seed,
+    )
+
+
+def _class_weights(text: str) -> tuple[float, ...] | Literal["balanced"] | None:
+    if text == "balanced":
+        return "balanced"
+    return None if text == "none" else parse_numbers("--class-weights", text)
+
+
+def _pairs(config: TrainConfig) -> tuple[list[Pair], list[Pair]]:
+    """Training and validation pairs: the tables, or the one that flags name."""
+    single = config.image is not None or config.labels is not None
+    if single == bool(config.pairs):
+        raise InputError(
+            "one way to name the training data is needed",
+            expected="--image and --labels, or [[pairs]] in a TOML file",
+            found="both" if single else "neither",
+        )
+    if not single:
+        return config.pairs, config.validation
+    if config.image is None or config.labels is None:
+        raise InputError("an image needs its labels", expected="--image and --labels", found="one of them")
+    held_out = list(config.validation)
+    if config.validation_region is not None:
+        held_out.append(Pair(image=config.image, labels=config.labels, region=config.validation_region))
+    return [Pair(image=config.image, labels=config.labels, region=config.region)], held_out
+
+
+def _expanded(pair: Pair) -> list[Pair]:
+    """The pairs that `*` stands for, in the order of their names; images of different sizes are such a set.
+
+    Raises
+    ------
+    InputError
+        Nothing matches, or another number of images than of labels.
+    """
+    if "*" not in pair.image and "*" not in pair.labels:
+        return [pair]
+    images, labels = (_matches(pattern) for pattern in (pair.image, pair.labels))
+    if not images or len(images) != len(labels):
+        raise InputError(
+            "images and labels do not go in pairs",
+            where=f"{pair.image} and {pair.labels}",
+            expected="one label volume for each image, in the order of their names",
+            found=f"{len(images)} images, {len(labels)} label volumes",
+        )
+    return [pair.model_copy(update={"image": i, "labels": one}) for i, one in zip(images, labels)]
+
+
+def _matches(pattern: str) -> list[str]:
+    path = Path(pattern)
+    if "://" in pattern or "*" in str(path.parent):
+        raise InputError(
+            "* is understood in the last part of a local path",
+            where=pattern,
+            fix="name the volumes one by one",
+        )
+    return sorted(str(found) for found in path.parent.glob(path.name))
+
+
+def _open(
+    pair: Pair, channels: tuple[int, ...] | None, *, ignore: int | None, partial: bool
+) -> LabelledRegion:
+    if not partial:
+        for url in (pair.image, pair.labels):
+            require_complete(Store(url))
+    image = Volume.open(pair.image, channels=channels)
+    region = parse_box(pair.region) or image.box
+    if len(region.lower) == 2 and image.shape[0] == 1:
+        region = Box((0, *region.lower), (1, *region.upper))
+    return LabelledRegion(
+        image=image,
+        labels=Volume.open(pair.labels),
+        region=region,
+        ignore=ignore if pair.ignore is None else pair.ignore,
+    )
+
+
+def _patch(config: TrainConfig, spec: UNetSpec) -> Shape:
+    """The patch asked for, or one whose output is worth its context."""
+    if config.patch is not None:
+        shape = parse_shape("--patch", config.patch)
+        if shape is not None:
+            return shape
+    stride = Footprint.of(spec).stride
+    target = (1, 128, 128) if spec.ndim == 2 else (32, 32, 32)
+    return tuple(round_up(t, s) for t, s in zip(target, stride))

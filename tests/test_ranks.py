@@ -1,0 +1,149 @@
+"""Training on several ranks, each a process under a Dask worker: as one rank does it, and through deaths."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import torch
+import zarr
+from distributed import Client
+from test_training import QUICK, blobs, same_weights, split
+
+from flows.cluster import open_client
+from flows.config import ClusterConfig
+from flows.ranks import RankDiedError, RankedTraining
+from unet_core import training
+from unet_core.architecture import UNetSpec
+from unet_core.errors import RunError
+from unet_core.ledger import RunRecord, begin, hold
+from unet_core.training import Checkpoints, Plan, network_of
+from unet_core.volumes import Store
+
+PLAIN = UNetSpec.build(ndim=3, depth=1, base=4, norm="none", dropout=0.0)
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[Client]:
+    with open_client(ClusterConfig(workers=3, threads=1)) as client:
+        client.wait_for_workers(3)
+        yield client
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Plan:
+    source, held_out = split(tmp_path, *blobs((12, 12, 24), seed=0))
+    wanted = replace(QUICK, batch=5, steps=20, validate_every=10, checkpoint_every=4)
+    return training.prepare([source], [held_out], PLAIN, wanted)
+
+
+def train_on(
+    client: Client,
+    folder: Path,
+    plan: Plan,
+    ranks: int,
+    *,
+    hook: Callable[[dict[str, Any]], None] = lambda now: None,
+    max_restarts: int = 3,
+) -> tuple[torch.nn.Module, list[float], list[str]]:
+    """The trained network, its loss by step, and what was said of restarts."""
+    store = Store(folder)
+    losses: dict[int, float] = {}
+    said: list[str] = []
+    record = RunRecord(training.KIND, {"name": folder.name}, plan.to_dict())
+
+    def progress(now: dict[str, Any]) -> None:
+        losses[now["step"]] = now["loss"]
+        hook(now)
+
+    with hold(store, every=60) as lease:
+        begin(store, record)
+        ranked = RankedTraining(
+            client=client,
+            job={"output": store.url, "fingerprint": record.fingerprint, "epoch": lease.epoch, "loaders": 1},
+            most=ranks,
+            max_restarts=max_restarts,
+            on_progress=progress,
+            on_restart=said.append,
+        )
+        assert ranked.run() == {"stopped": False}
+    found = Checkpoints(store).latest()
+    history = found.facts["history"]
+    assert found.step == plan.settings.steps
+    rows = [row["loss"] for row in history["rows"]]
+    return network_of(plan, Checkpoints(store).best(history["best_step"])), rows, said
+
+
+def rank_processes() -> list[psutil.Process]:
+    """Ranks among this process's descendants."""
+    found = []
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "flows.rank" in child.cmdline():
+                found.append(child)
+    return found
+
+
+def test_any_number_of_ranks_trains_as_one_does(client, plan, tmp_path):
+    alone = training.run(plan)
+    expected = [row["loss"] for row in alone.history.rows]
+    assert len(expected) == 20
+    for ranks in (1, 2, 3):
+        network, losses, said = train_on(client, tmp_path / f"{ranks}", plan, ranks)
+        np.testing.assert_allclose(losses, expected, atol=1e-5, rtol=0)
+        for one, other in zip(network.parameters(), alone.network.parameters()):
+            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+        assert said == []
+        assert rank_processes() == []
+
+
+@pytest.mark.parametrize("victim", ["rank", "worker"])
+def test_a_death_changes_nothing(client, plan, tmp_path, victim):
+    """Batch norm and dropout are on: they depend on the ranks, and these are the same after the death."""
+    spec = replace(PLAIN, norm="batch", dropout=0.2)
+    plan = replace(plan, spec=spec)
+    whole, losses, _ = train_on(client, tmp_path / "whole", plan, 2)
+    struck = []
+
+    def strike(now: dict[str, Any]) -> None:
+        if now["step"] >= 9 and not struck:
+            rank = rank_processes()[-1]
+            process = rank if victim == "rank" else rank.parent()
+            struck.append(process.pid)
+            os.kill(process.pid, signal.SIGKILL)
+
+    network, again, said = train_on(client, tmp_path / "struck", plan, 2, hook=strike)
+    assert len(struck) == 1
+    assert len(said) == 1
+    assert again == losses
+    assert same_weights(network, whole)
+
+
+def test_an_error_that_would_come_again_is_told_at_once(client, plan, tmp_path):
+    source = plan.sampler.sources[0]
+    semantic = replace(plan.settings, target="semantic", class_names=("a", "b"))
+    labels = zarr.open_array(source.labels.url, mode="r+")
+    labels[...] = 1
+    wrong = training.prepare([source], [], PLAIN, semantic)
+    labels[...] = 2
+    with pytest.raises(RunError, match="class") as caught:
+        train_on(client, tmp_path / "model", wrong, 2)
+    assert "labels.zarr" in caught.value.where
+    assert rank_processes() == []
+
+
+def test_deaths_without_end_are_given_up(client, plan, tmp_path):
+    def strike(_: dict[str, Any]) -> None:
+        for rank in rank_processes()[:1]:
+            rank.kill()
+
+    with pytest.raises(RankDiedError, match="signal 9"):
+        train_on(client, tmp_path / "model", plan, 1, hook=strike, max_restarts=1)

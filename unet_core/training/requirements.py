@@ -1,0 +1,60 @@
+"""What a training needs and what is odd about it, said before its first step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from unet_core.budget import GIB, WORKER_BASE, training_bytes
+from unet_core.errors import InputError
+from unet_core.geometry import ceil_div
+from unet_core.training.plan import Plan
+
+
+def bytes_per_rank(plan: Plan, ranks: int, *, dtype: str) -> int:
+    """Peak memory of one of so many ranks, in bytes; on a GPU all but `WORKER_BASE` lies there."""
+    settings = plan.settings
+    items = ceil_div(ceil_div(settings.batch, ranks), settings.accumulate)
+    patch = settings.patch[3 - plan.spec.ndim :]
+    states = 2 if settings.optimisation.optimiser == "adamw" else 1
+    average = settings.optimisation.ema > 0
+    return WORKER_BASE + training_bytes(
+        plan.spec, patch, items, dtype, optimiser_states=states, average=average
+    )
+
+
+def require_memory(plan: Plan, ranks: int, *, dtype: str, available: int) -> None:
+    """Refuse a training that this machine cannot hold with so many ranks on it.
+
+    Raises
+    ------
+    InputError
+        Naming what is needed, what is there and the options to change.
+    """
+    needed = bytes_per_rank(plan, ranks, dtype=dtype)
+    if ranks * needed > available:
+        raise InputError(
+            "this training does not fit in memory",
+            expected=f"{ranks * needed / GIB:.2f} GiB for {ranks} rank{'s' if ranks > 1 else ''}",
+            found=f"{available / GIB:.2f} GiB available",
+            fix="choose a smaller --patch, --batch or --base, a larger --accumulate, or a 16-bit --dtype",
+        )
+
+
+def notes(plan: Plan) -> Iterator[str]:
+    """What is allowed and may surprise, one sentence each."""
+    for source in plan.sampler.sources:
+        short = [
+            f"{axis} ({n} of {p})"
+            for axis, n, p in zip("zyx", source.image.shape, plan.settings.patch)
+            if n < p
+        ]
+        if short:
+            yield (
+                f"{source.image.url} is smaller than a patch along {', '.join(short)}: it is mirrored there,"
+                " and the loss covers what is labelled"
+            )
+    if not plan.validation:
+        yield "no region is held out: nothing is validated, and the last weights are kept, not the best"
+    names = [name for name, n in zip(plan.class_names, plan.voxels_per_class) if not n]
+    if names:
+        yield f"no voxel of {', '.join(names)} was found in the labels that were looked at"
