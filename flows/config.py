@@ -108,16 +108,16 @@ class AugmentConfig(Config):
 
     flips: bool = True
     rotations: bool = True
-    deformed: float = 0.5
-    rotation: float = 45.0
-    scaling: float = 0.1
+    deformed: float = 0.7
+    rotation: float = 180.0
+    scaling: float = 0.2
     elastic: float = 10.0
     elastic_grid: int = 3
-    brightness: float = 0.1
-    contrast: float = 0.1
-    gamma: float = 0.1
-    noise: float = 0.02
-    blur: float = 0.5
+    brightness: float = 0.2
+    contrast: float = 0.3
+    gamma: float = 0.3
+    noise: float = 0.1
+    blur: float = 1.0
     saturation: float = 0.0
     hue: float = 0.0
     missing_slices: float = 0.0
@@ -165,21 +165,21 @@ class TrainConfig(Config):
     patch: str | None = Field(None, description="Output box of one training patch, z,y,x (y,x in 2D)")
     batch: Positive = Field(1, description="Patches per step, over all ranks together")
     accumulate: Positive = Field(1, description="Parts a rank computes its patches in: less memory")
-    steps: Positive = Field(400, description="Optimiser steps")
+    steps: Positive = Field(1000, description="Optimiser steps")
     optimiser: Literal["adamw", "sgd"] = Field(
         "adamw", description="AdamW, or the paper's SGD with momentum"
     )
-    learning_rate: Annotated[float, Field(gt=0, lt=1)] = Field(1e-2, description="Highest learning rate")
+    learning_rate: Annotated[float, Field(gt=0, lt=1)] = Field(2e-3, description="Highest learning rate")
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.99, description="Momentum of SGD")
     weight_decay: Annotated[float, Field(ge=0, lt=1)] = Field(1e-2, description="Weight decay")
     schedule: Literal["one-cycle", "cosine", "polynomial", "constant"] = Field(
-        "cosine", description="How the learning rate changes"
+        "one-cycle", description="How the learning rate changes"
     )
     gradient_clip: Annotated[float, Field(ge=0)] = Field(
         1.0, description="Largest norm of the gradient; 0 clips nothing"
     )
     ema: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.0, description="Keep an average of the weights with this decay per step, such as 0.99"
+        0.99, description="Decay per step of the average of weights that is kept; 0 keeps the weights"
     )
     loss: Literal["cross_entropy", "dice", "cross_entropy+dice"] = Field(
         "cross_entropy", description="Softmax cross-entropy, soft Dice, or their sum"

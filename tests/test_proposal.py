@@ -123,7 +123,9 @@ def test_every_proposal_is_a_network_that_fits_and_boxes_apart(
     sides = [list(zip(box.lower, box.upper)) for box in (region, held_out)]
     (axis,) = (a for a in range(3) if sides[0][a] != sides[1][a])
     length = region.shape[axis] + held_out.shape[axis]
-    assert held_out.shape[axis] == pytest.approx(0.2 * length, abs=1.5) or length < 5
+    # Where few planes hold a label, the cut follows these.
+    if length >= 5 and all(labels.profiles[axis]):
+        assert held_out.shape[axis] == pytest.approx(0.2 * length, abs=1)
     if spec.ndim == 3:
         assert image.shape[0] > 1
         assert image.anisotropy <= 8

@@ -34,32 +34,16 @@ from through_commands import DATA, command, labels_of, options, write_config, wr
 
 from unet_core.evaluation import Contingency, InstanceScores
 
+# What is not said here is a default of `train`.
 RECIPE: dict[str, Any] = {
     "ndim": 2,
     "target": "separated",
     "depth": 4,
     "base": 16,
-    "norm": "batch",
-    "dropout": 0.0,
     "patch": "256,256",
-    "batch": 1,
     "steps": 1200,
-    "learning_rate": 2e-3,
-    "schedule": "one-cycle",
-    "ema": 0.99,
     "border_weight": 10.0,
     "validate_every": 200,
-}
-AUGMENT: dict[str, Any] = {
-    "deformed": 0.7,
-    "rotation": 180.0,
-    "scaling": 0.2,
-    "elastic": 10.0,
-    "brightness": 0.2,
-    "contrast": 0.3,
-    "gamma": 0.3,
-    "noise": 0.1,
-    "blur": 1.0,
 }
 
 
@@ -167,7 +151,7 @@ def run(name: str, task: Task, folder: Path, changes: dict[str, Any]) -> dict[st
     config = write_config(
         folder / "train.toml",
         {"to": str(folder / "model"), **RECIPE, **changes},
-        augment=AUGMENT,
+        augment={},
         pairs=frames(task.train),
         validation=frames(task.validate),
     )

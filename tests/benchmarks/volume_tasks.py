@@ -21,15 +21,7 @@ import numpy as np
 import tifffile
 from through_commands import DATA, command, options, write_config, write_volume
 
-AUGMENT: dict[str, Any] = {"brightness": 0.2, "contrast": 0.3, "gamma": 0.3, "noise": 0.1, "blur": 1.0}
-RECIPE: dict[str, Any] = {
-    "steps": 600,
-    "batch": 1,
-    "learning_rate": 5e-3,
-    "schedule": "one-cycle",
-    "ema": 0.99,
-    "validate_every": 150,
-}
+RECIPE: dict[str, Any] = {"steps": 800, "validate_every": 200}
 Pair = dict[str, str]
 
 
@@ -91,7 +83,7 @@ def sstem_vnc(folder: Path, changes: dict[str, Any]) -> dict[str, Any]:
     network = {"target": "semantic", "classes": 5, "ndim": 2, "depth": 4, "patch": "256,256"}
     train(
         folder,
-        {**network, "foreground": 0.8, "class_weights": "balanced", "learning_rate": 2e-3, **changes},
+        {**network, "foreground": 0.8, "class_weights": "balanced", **changes},
         [{**pair, "region": f"0:10,{rows}"}],
         [{**pair, "region": f"10:12,{rows}"}],
     )
@@ -102,7 +94,7 @@ def train(folder: Path, recipe: dict[str, Any], pairs: list[Pair], validation: l
     values = {"to": str(folder / "model"), **RECIPE, **recipe}
     command(
         "train",
-        write_config(folder / "train.toml", values, augment=AUGMENT, pairs=pairs, validation=validation),
+        write_config(folder / "train.toml", values, augment={}, pairs=pairs, validation=validation),
     )
 
 

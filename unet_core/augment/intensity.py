@@ -28,8 +28,19 @@ def recolour(
 ) -> NDArray[np.float32]:
     """Change intensities of (channel, z, y, x), in place or not; returns them, contiguous.
 
-    `voxel_size`: z, y, x, in any unit: only their proportions count.
+    `voxel_size`: z, y, x, in any unit: only their proportions count. What leaves float32's range becomes
+    infinite, without a warning: the loss then stops the training, and names the patch.
     """
+    with np.errstate(over="ignore", invalid="ignore"):
+        return _recolour(image, settings, rng, voxel_size)
+
+
+def _recolour(
+    image: NDArray[np.float32],
+    settings: AugmentSettings,
+    rng: np.random.Generator,
+    voxel_size: Sequence[float],
+) -> NDArray[np.float32]:
     finest = [size / min(voxel_size[-2:] if image.shape[1] == 1 else voxel_size) for size in voxel_size]
     if len(image) == 3 and (settings.saturation or settings.hue):
         image = _colour(image, settings, rng)

@@ -65,16 +65,16 @@ class AugmentSettings:
 
     flips: bool = True
     rotations: bool = True
-    deformed: float = 0.5
-    rotation: float = 45.0
-    scaling: float = 0.1
+    deformed: float = 0.7
+    rotation: float = 180.0
+    scaling: float = 0.2
     elastic: float = 10.0
     elastic_grid: int = 3
-    brightness: float = 0.1
-    contrast: float = 0.1
-    gamma: float = 0.1
-    noise: float = 0.02
-    blur: float = 0.5
+    brightness: float = 0.2
+    contrast: float = 0.3
+    gamma: float = 0.3
+    noise: float = 0.1
+    blur: float = 1.0
     saturation: float = 0.0
     hue: float = 0.0
     missing_slices: float = 0.0

@@ -175,7 +175,7 @@ def _optimisation(machine: Machine) -> list[Choice]:
     return [
         Choice("steps", _STEPS, "a beginning; go on until the validation no longer gets better"),
         Choice("optimiser", "adamw", "also possible: sgd, the paper's, with a momentum of 0.99"),
-        Choice("learning_rate", 1e-2, "suits adamw with batch norm; a tenth of it without"),
+        Choice("learning_rate", 2e-3, "suits adamw with batch norm; a tenth of it without"),
         Choice("validate_every", every, "the weights that validate best are kept"),
         Choice("checkpoint_every", every, "so much is done again after a crash"),
         Choice("early_stop", 0, "such as 5: ends after so many validations without a better one"),

@@ -44,13 +44,13 @@ class Optimisation:
     """
 
     optimiser: Optimiser = "adamw"
-    learning_rate: float = 1e-2
+    learning_rate: float = 2e-3
     momentum: float = 0.99
     weight_decay: float = 1e-2
-    schedule: Schedule = "cosine"
+    schedule: Schedule = "one-cycle"
     warm_up: float = 0.1
     gradient_clip: float = 1.0
-    ema: float = 0.0
+    ema: float = 0.99
 
     def __post_init__(self) -> None:
         problems = [
