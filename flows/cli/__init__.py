@@ -1,0 +1,68 @@
+"""`unet-flows`: each command a thin way into a flow or a core function. Imports nothing heavy by itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import Any
+
+import typer
+
+from flows.cli.app import app
+from flows.supervise import INTERRUPTED, supervised
+from unet_core.errors import InputError, UnetFlowsError
+
+# They register their commands, and --help lists these in the order of registration.
+# ruff: isort: off
+from flows.cli import making  # noqa: F401
+from flows.cli import looking  # noqa: F401
+from flows.cli import exchanging  # noqa: F401
+# ruff: isort: on
+
+__all__ = ["app", "main", "run"]
+
+# The terminal shows our progress and our errors; Prefect's log lines go to its API and UI.
+os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+
+
+def main() -> None:
+    """The console script. Exit codes: 0 done, 1 partial or failed, 2 bad input, 130 interrupted."""
+    sys.exit(supervised(run))
+
+
+def run() -> int:
+    """Run the command in `sys.argv` in this process; returns its exit code."""
+    try:
+        code = app(standalone_mode=False)
+    except typer.TyperException as error:
+        return _fail(InputError(error.format_message(), fix="unet-flows --help, or COMMAND --help"))
+    except UnetFlowsError as error:
+        return _fail(error)
+    if code == INTERRUPTED:  # typer turns KeyboardInterrupt into this
+        _interrupted()
+    return code if isinstance(code, int) else 0
+
+
+def _fail(error: UnetFlowsError) -> int:
+    document: dict[str, Any] = getattr(error, "document", None) or {"command": _command(), "status": "failed"}
+    if "--json" in sys.argv:
+        print(json.dumps({**document, "error": error.as_dict()}, indent=1))
+    elif "stages" in document:
+        from flows.summary import print_run
+
+        print_run(document)
+    print(f"error: {error}", file=sys.stderr)
+    return error.exit_code
+
+
+def _interrupted() -> None:
+    if "--json" in sys.argv:
+        print(json.dumps({"command": _command(), "status": "interrupted"}, indent=1))
+    goes_on = _command() in ("ingest", "segment", "train")
+    hint = "; the same command goes on where it stopped" if goes_on else ""
+    print(f"interrupted{hint}", file=sys.stderr)
+
+
+def _command() -> str:
+    return sys.argv[1] if len(sys.argv) > 1 else ""

@@ -1,0 +1,91 @@
+"""Commands that make something: volumes, models, labels."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from flows.cli.app import AsJson, Yes, app, confirm_restart, options_of, report
+from flows.config import IngestConfig, SegmentConfig, TrainConfig
+
+
+@app.command()
+@options_of(IngestConfig)
+def ingest(yes: Yes = False, as_json: AsJson = False, **parameters: Any) -> None:
+    """Convert TIFF, HDF5, NPZ or PNG to a sharded, multiscale OME-Zarr volume."""
+    from flows.config import validate
+    from flows.ingest import ingest as flow
+    from flows.ingest import plan
+    from flows.outcome import told
+    from flows.summary import print_run
+
+    config = validate(IngestConfig, parameters)
+    plan(config)
+    confirm_restart(config, yes)
+    report(told(flow, "ingest", parameters), as_json, print_run)
+
+
+@app.command()
+@options_of(TrainConfig, over_file=True)
+def train(
+    config: Annotated[
+        str | None, typer.Argument(help="TOML file; flags given as well win over it", show_default=False)
+    ] = None,
+    init: Annotated[
+        str | None,
+        typer.Option(help="Write a commented TOML file for --image and --labels, and train nothing"),
+    ] = None,
+    yes: Yes = False,
+    as_json: AsJson = False,
+    **parameters: Any,
+) -> None:
+    """Train a U-Net on labelled boxes of one or several volumes; the same command again goes on."""
+    from flows.outcome import told
+    from flows.summary import print_proposal, print_training
+    from flows.train import prepare, read_config
+    from flows.train import train as flow
+    from unet_core.training import notes as training_notes
+
+    given = {k: v for k, v in parameters.items() if v is not None}
+    if init is not None:
+        from flows.init import write
+
+        report(write(init, config=config, given=given), as_json, print_proposal)
+        return
+    settings = read_config(config, given)
+    for note in training_notes(prepare(settings).plan):
+        print(f"note: {note}", file=sys.stderr)
+    confirm_restart(settings, yes)
+    report(told(flow, "train", settings.model_dump()), as_json, print_training)
+
+
+@app.command()
+@options_of(SegmentConfig)
+def segment(
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Print what would be done and what it costs; start nothing")
+    ] = False,
+    yes: Yes = False,
+    as_json: AsJson = False,
+    **parameters: Any,
+) -> None:
+    """Segment a volume: exact overlapping tiles in, one seamless label volume out."""
+    from flows.config import read_cluster, validate
+    from flows.outcome import told
+    from flows.segment import plan as make_plan
+    from flows.segment import segment as flow
+    from flows.summary import plan_document, print_plan, print_run
+
+    config = validate(SegmentConfig, parameters)
+    planned = make_plan(config)
+    cluster = read_cluster(config.cluster, workers=config.workers)
+    document = plan_document(planned, workers=cluster.workers)
+    if plan:
+        report(document, as_json, print_plan)
+        return
+    confirm_restart(config, yes)
+    if not as_json:
+        print_plan(document)
+    report(told(flow, "segment", parameters), as_json, print_run)
