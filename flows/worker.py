@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from unet_core import inference, segmentation, training
+from unet_core import inference, segmentation
 from unet_core.errors import LostLeaseError
 from unet_core.ledger import Done, RunRecord, read_record
 from unet_core.pyramid import PyramidPlan
@@ -55,7 +55,9 @@ def device() -> str:
 
 def require_gpu() -> None:
     """Refuse a training on a GPU where this worker has none."""
-    training.require_device("cuda")
+    from unet_core.training import require_device  # 50 MB of modules that segmenting workers do without
+
+    require_device("cuda")
 
 
 def training_dtype(device: str) -> str:

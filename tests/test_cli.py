@@ -432,15 +432,14 @@ def test_help_is_fast_because_nothing_heavy_is_imported() -> None:
 
 
 STUBBORN = """
-import sys, time
+import signal, sys, time
 from flows import supervise
 def work():
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     print("ready", flush=True)
     while True:
-        try:
-            time.sleep(3600)
-        except KeyboardInterrupt:
-            pass
+        time.sleep(3600)
 supervise._PATIENCE = 1
 sys.exit(supervise.supervised(work))
 """

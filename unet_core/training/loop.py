@@ -146,11 +146,10 @@ class _Loop:
                 self.history.seconds = before + perf_counter() - began
                 self._speed = (step - first) * settings.batch / max(perf_counter() - began, 1e-9)
                 stop = self._ranks.is_first and should_stop()
-                if stop or step % settings.validate_every == 0 or step == settings.steps:
-                    self._settle(validate_too=not stop or step == settings.steps)
-                    self._save()
-                elif step % settings.checkpoint_every == 0:
-                    self._settle()
+                # Also when asked to stop: a validation that was left out would be missing for ever.
+                due = step % settings.validate_every == 0 or step == settings.steps
+                if stop or due or step % settings.checkpoint_every == 0:
+                    self._settle(validate_too=due)
                     self._save()
                 if self._ended():
                     return False
