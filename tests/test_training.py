@@ -30,6 +30,7 @@ from unet_core.training import (
     Checkpoints,
     Optimisation,
     Plan,
+    Ranks,
     Trained,
     TrainSettings,
     network_of,
@@ -382,8 +383,21 @@ def test_weights_that_are_not_finite_are_not_kept(halves, tmp_path, monkeypatch)
         assert same_weights(run(plan, checkpoints=checkpoints).network, run(plan).network)
 
 
+class OthersAhead(Ranks):
+    """Stands for ranks that found another checkpoint than this one."""
+
+    def add_up(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor + 4
+
+
+def test_ranks_that_would_go_on_from_different_steps_do_not(halves):
+    plan = prepare([halves[0]], [], TINY, QUICK)
+    with pytest.raises(RunError, match="different checkpoints"):
+        run(plan, ranks=OthersAhead())
+
+
 def test_every_step_of_a_training_has_the_same_arithmetic(halves, monkeypatch):
-    """Validation looks at exact numbers on GPUs; steps before the first one must not be computed otherwise."""
+    """Validation makes numbers exact on GPUs: the steps before the first one must be so, too."""
     source, held_out = halves
     plan = prepare([source], [held_out], TINY, QUICK)
     cudnn = torch.backends.cudnn

@@ -125,6 +125,16 @@ class _Loop:
             self.history = History(**found.facts["history"])
             self._best = checkpoints.best(found.best_step) if found.best_step else None
             self._done = found.step
+        # A file system may show the others an older state for a while.
+        steps = torch.tensor(float(self._done), device=plan.settings.device)
+        if float(ranks.add_up(steps)) != self._done * ranks.world:
+            raise RunError(
+                "the ranks see different checkpoints",
+                where=None if checkpoints is None else checkpoints.store.url,
+                expected="one state to go on from",
+                found=f"rank {ranks.rank} that of step {self._done}, others another",
+                fix="give the same command again in a minute",
+            )
 
     def weights(self) -> dict[str, Tensor]:
         """The best weights, or those of now where no step has been validated."""
@@ -183,6 +193,7 @@ class _Loop:
         self.history.add_loss(step, value, steps=settings.steps, **facts)
         scores = None
         if validate_too:
+            self._trainer.follow_first()  # else the ranks would score networks that nobody keeps
             self._require_finite_weights(step)
             network = network_of(self._plan, self._trainer.weights())
             found = validate(self._plan, network, self._ranks) if self._plan.validation else None

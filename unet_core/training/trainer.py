@@ -109,6 +109,11 @@ class Trainer:
         """The network's state dict, of the average of weights where there is one; shared, not copied."""
         return self.network.state_dict() if self._average is None else self._average.state_of(self.network)
 
+    def follow_first(self) -> None:
+        """Take over the first rank's batch norm statistics: each rank has measured its own patches."""
+        weights = self.weights()
+        self._ranks.follow_first(weights[name] for name, _ in self.network.named_buffers())
+
     def is_finite(self) -> bool:
         """Whether all weights and batch norm statistics are numbers, the averages of them too."""
         both = (*self.network.state_dict().values(), *self.weights().values())
