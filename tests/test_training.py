@@ -34,6 +34,7 @@ from unet_core.training import (
     Trained,
     TrainSettings,
     network_of,
+    notes,
     prepare,
     preview,
     run,
@@ -394,6 +395,15 @@ def test_ranks_that_would_go_on_from_different_steps_do_not(halves):
     plan = prepare([halves[0]], [], TINY, QUICK)
     with pytest.raises(RunError, match="different checkpoints"):
         run(plan, ranks=OthersAhead())
+
+
+def test_settings_without_effect_are_told(halves):
+    source, held_out = halves
+    idle = replace(QUICK, early_stop=2, loss=LossSettings(kind="dice"), class_weights="balanced")
+    said = " ".join(notes(prepare([source], [], TINY, idle)))
+    assert "early_stop" in said
+    assert "class_weights" in said
+    assert list(notes(prepare([source], [held_out], TINY, replace(QUICK, early_stop=2)))) == []
 
 
 def test_every_step_of_a_training_has_the_same_arithmetic(halves, monkeypatch):
