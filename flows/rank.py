@@ -23,7 +23,6 @@ from typing import Any
 from flows.supervise import end_with_parent
 
 _EVERY = 0.5  # seconds between two progress events
-DETERMINISTIC = ("InputError", "DataError", "RunError", "LostLeaseError", "StoreError")
 
 
 def main() -> int:

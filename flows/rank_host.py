@@ -65,9 +65,10 @@ def run(
             line = json.dumps({**job, "events": theirs}).encode() + b"\n"
             with suppress(BrokenPipeError):  # dead at once: its log says why
                 _say(process, line)
-            last = _listen(process, ours, tell, wanted)
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(PATIENCE)
+            last, ended = _listen(process, ours, tell, wanted)
+            if ended:
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(PATIENCE)
         finally:
             process.kill()
             process.wait()
@@ -82,15 +83,21 @@ def _listen(
     events: int,
     tell: Callable[[dict[str, Any]], None],
     wanted: Callable[[], bool],
-) -> dict[str, Any]:
-    """Pass events on until the rank is through, or was not wanted and had its time; its last words."""
-    buffer, last = b"", {}
+) -> tuple[dict[str, Any], bool]:
+    """Pass events on until the rank is through, or was not wanted and had its time.
+
+    Returns
+    -------
+    Its last words, and whether it is through.
+    """
+    buffer = b""
+    last: dict[str, Any] = {}
     deadline: float | None = None
     while deadline is None or time.monotonic() < deadline:
         if select.select([events], [], [], _LOOK)[0]:
             data = os.read(events, 2**16)
             if not data:
-                break
+                return last, True
             *lines, buffer = (buffer + data).split(b"\n")
             for event in map(json.loads, lines):
                 if event.keys() & {"progress", "rendezvous"}:
@@ -100,7 +107,7 @@ def _listen(
         if deadline is None and not wanted():
             process.terminate()
             deadline = time.monotonic() + PATIENCE
-    return last
+    return last, False
 
 
 def _say(process: subprocess.Popen[bytes], line: bytes) -> None:

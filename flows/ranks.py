@@ -9,7 +9,7 @@ from __future__ import annotations
 import queue
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -58,7 +58,7 @@ class RankedTraining:
         RunError
             An error that would come again, as the rank told it; or ranks died more than `max_restarts` times.
         """
-        world = min(self.most, len(self._workers()))
+        world = min(self.most, len(self.workers()))
         while True:
             try:
                 return self._attempt(self._available(world))
@@ -80,13 +80,14 @@ class RankedTraining:
             finally:
                 ranks.end()
 
-    def _workers(self) -> list[str]:
+    def workers(self) -> list[str]:
+        """Addresses of those that are there, in a fixed order."""
         return sorted(self.client.scheduler_info(n_workers=-1)["workers"])
 
     def _available(self, world: int) -> list[str]:
         """As many workers as wanted, where they come in time; else those that are there."""
         deadline = time.monotonic() + _WORKERS_PATIENCE
-        while len(there := self._workers()) < world and time.monotonic() < deadline:
+        while len(there := self.workers()) < world and time.monotonic() < deadline:
             time.sleep(_LOOK)
         if not there:
             raise RunError(
@@ -155,7 +156,7 @@ class _Ranks:
         running = [rank for rank, future in enumerate(self._futures) if not future.done()]
         self._training.client.cancel([self._futures[rank] for rank in running], force=True)
         deadline = time.monotonic() + rank_host.PATIENCE + 2
-        while set(running) - self._ended - self._orphans() and time.monotonic() < deadline:
+        while set(running) - self._ended - self._lost(running) and time.monotonic() < deadline:
             self._receive(0.2)
 
     def _submit(self, rank: int, **more: Any) -> None:
@@ -190,9 +191,10 @@ class _Ranks:
                 _answer(future)
         if time.monotonic() - self._looked > _LOOK_AT_WORKERS:
             self._looked = time.monotonic()
-            if orphans := self._orphans():
+            waiting = (rank for rank, future in enumerate(self._futures) if not future.done())
+            if lost := self._lost(waiting):
                 # Dask keeps a task that is pinned to a lost worker waiting for ever.
-                raise RankDiedError(f"the worker of rank {min(orphans)} is gone")
+                raise RankDiedError(f"the worker of rank {min(lost)} is gone")
         return place
 
     def _receive(self, seconds: float) -> dict[str, Any] | None:
@@ -206,13 +208,10 @@ class _Ranks:
                 self._ended.add(event["rank"])
         return place
 
-    def _orphans(self) -> set[int]:
-        there = set(self._training._workers())
-        return {
-            rank
-            for rank, future in enumerate(self._futures)
-            if not future.done() and self._workers[rank] not in there
-        }
+    def _lost(self, ranks: Iterable[int]) -> set[int]:
+        """Those of these ranks whose worker is gone, and they with it."""
+        there = set(self._training.workers())
+        return {rank for rank in ranks if self._workers[rank] not in there}
 
 
 def _answer(future: Future) -> dict[str, Any]:

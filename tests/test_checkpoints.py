@@ -76,6 +76,19 @@ def test_a_damaged_one_is_known_and_the_one_before_serves(store, damage):
         assert checkpoints.damaged() == [newest]
 
 
+def test_damaged_ones_of_later_steps_make_way(store):
+    with hold(store) as lease:
+        checkpoints = Checkpoints(store, lease.epoch)
+        for step in (9, 10):
+            checkpoints.save(Checkpoint(step, tensors(step), {}))
+        for key in list(store.keys(".unet-flows/checkpoints")):
+            store.write(key, store.read(key)[:-1])
+        assert checkpoints.latest() is None
+        checkpoints.save(Checkpoint(2, tensors(2), {}))
+        assert checkpoints.latest().step == 2
+        assert checkpoints.steps() == [2]
+
+
 def test_one_whose_best_weights_are_gone_does_not_count(store):
     with hold(store) as lease:
         checkpoints = Checkpoints(store, lease.epoch)

@@ -167,6 +167,24 @@ class TestStateDicts:
         assert error.problem == "these are not the weights of our U-Net"
         assert "0.bias, 0.weight, 1.bias and 1 more" in error.found
 
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda t: t.to(torch.complex64),  # would lose half of itself
+            lambda t: t.to(torch.float8_e4m3fn),
+            lambda t: t.to_sparse(),
+            lambda t: t.to("meta"),
+        ],
+        ids=["complex", "float8", "sparse", "meta"],
+    )
+    def test_weights_that_are_not_plain(self, change, tmp_path):
+        state = random_network(SPEC, 0).state_dict()
+        state["head.weight"] = change(state["head.weight"])
+        torch.save(state, tmp_path / "weights.pt")
+        error = refusal(tmp_path / "weights.pt", tmp_path / "out")
+        assert "head.weight" in error.where
+        assert "plain" in error.problem
+
     def test_weights_that_are_no_numbers(self, tmp_path):
         tensors = random_network(SPEC, 0).state_dict()
         tensors["head.bias"][0] = float("nan")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ import zarr
 from distributed import Client
 from test_training import QUICK, blobs, same_weights, split
 
+from flows import rank_host
 from flows.cluster import open_client
 from flows.config import ClusterConfig
 from flows.ranks import RankDiedError, RankedTraining
@@ -111,6 +113,9 @@ def test_a_death_changes_nothing(client, plan, tmp_path, victim):
     spec = replace(PLAIN, norm="batch", dropout=0.2)
     plan = replace(plan, spec=spec)
     whole, losses, _ = train_on(client, tmp_path / "whole", plan, 2)
+    scores = scores_of(tmp_path / "whole")
+    # Of the very network that was kept, whichever rank measured them.
+    assert training.validate(plan, whole).to_dict() in scores
     struck = []
 
     def strike(now: dict[str, Any]) -> None:
@@ -125,6 +130,12 @@ def test_a_death_changes_nothing(client, plan, tmp_path, victim):
     assert len(said) == 1
     assert again == losses
     assert same_weights(network, whole)
+    assert scores_of(tmp_path / "struck") == scores
+
+
+def scores_of(folder: Path) -> list[dict[str, Any]]:
+    rows = Checkpoints(Store(folder)).latest().facts["history"]["rows"]
+    return [row["scores"] for row in rows if "scores" in row]
 
 
 def test_an_error_that_would_come_again_is_told_at_once(client, plan, tmp_path):
@@ -138,6 +149,19 @@ def test_an_error_that_would_come_again_is_told_at_once(client, plan, tmp_path):
         train_on(client, tmp_path / "model", wrong, 2)
     assert "labels.zarr" in caught.value.where
     assert rank_processes() == []
+
+
+def test_a_rank_that_does_not_stop_is_gone_before_others_begin(tmp_path, monkeypatch):
+    """It is deaf, as in a collective whose partner died: `flows.ranks` waits for `PATIENCE` and 2 s."""
+    deaf = tmp_path / "deaf"
+    deaf.write_text("#!/bin/sh\ntrap '' TERM\nexec sleep 60\n")
+    deaf.chmod(0o700)
+    monkeypatch.setattr(rank_host.sys, "executable", str(deaf))
+    monkeypatch.setattr(rank_host, "PATIENCE", 3.0)
+    began = time.monotonic()
+    told = rank_host.run({"rank": 0}, lambda event: None, lambda: False)
+    assert told["code"] == -signal.SIGKILL
+    assert time.monotonic() - began < rank_host.PATIENCE + 2
 
 
 def test_deaths_without_end_are_given_up(client, plan, tmp_path):

@@ -30,15 +30,18 @@ from unet_core.training import (
     Checkpoints,
     Optimisation,
     Plan,
+    Ranks,
     Trained,
     TrainSettings,
     network_of,
+    notes,
     prepare,
     preview,
     run,
     save,
     validate,
 )
+from unet_core.training.trainer import Trainer
 from unet_core.volumes import Store, Volume
 from unet_core.weight_map import BorderWeight
 
@@ -356,6 +359,70 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_place(tmp_path):
         train([source], [], replace(TINY, norm="none"), QUICK)
     assert "image.zarr in " in caught.value.where
     assert not [t for t in threading.enumerate() if t.name.startswith("batches")]
+
+
+def test_weights_that_are_not_finite_are_not_kept(halves, tmp_path, monkeypatch):
+    """The loss of a step is that of the weights before it: finite where the step's gradient was not."""
+    source, held_out = halves
+    wanted = replace(QUICK, steps=6, validate_every=2, checkpoint_every=2)
+    plan = prepare([source], [held_out], replace(TINY, norm="none"), wanted)
+    step = Trainer.step
+
+    def overflow(self, number, batches):
+        loss = step(self, number, batches)
+        if number == 4:
+            next(self.network.parameters()).data[0] = torch.inf
+        return loss
+
+    with hold(Store(tmp_path / "model")) as lease, monkeypatch.context() as patched:
+        patched.setattr(Trainer, "step", overflow)
+        checkpoints = Checkpoints(Store(tmp_path / "model"), lease.epoch)
+        with pytest.raises(RunError, match="step 4 of 6"):
+            run(plan, checkpoints=checkpoints)
+        assert checkpoints.steps() == [2]
+        patched.undo()
+        assert same_weights(run(plan, checkpoints=checkpoints).network, run(plan).network)
+
+
+class OthersAhead(Ranks):
+    """Stands for ranks that found another checkpoint than this one."""
+
+    def add_up(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor + 4
+
+
+def test_ranks_that_would_go_on_from_different_steps_do_not(halves):
+    plan = prepare([halves[0]], [], TINY, QUICK)
+    with pytest.raises(RunError, match="different checkpoints"):
+        run(plan, ranks=OthersAhead())
+
+
+def test_settings_without_effect_are_told(halves):
+    source, held_out = halves
+    idle = replace(QUICK, early_stop=2, loss=LossSettings(kind="dice"), class_weights="balanced")
+    said = " ".join(notes(prepare([source], [], TINY, idle)))
+    assert "early_stop" in said
+    assert "class_weights" in said
+    assert list(notes(prepare([source], [held_out], TINY, replace(QUICK, early_stop=2)))) == []
+
+
+def test_every_step_of_a_training_has_the_same_arithmetic(halves, monkeypatch):
+    """Validation makes numbers exact on GPUs: the steps before the first one must be so, too."""
+    source, held_out = halves
+    plan = prepare([source], [held_out], TINY, QUICK)
+    cudnn = torch.backends.cudnn
+    for name, value in (("allow_tf32", True), ("deterministic", False)):
+        monkeypatch.setattr(cudnn, name, value)
+    seen = []
+    step = Trainer.step
+
+    def watched(self, number, batches):
+        seen.append((cudnn.allow_tf32, cudnn.deterministic))
+        return step(self, number, batches)
+
+    monkeypatch.setattr(Trainer, "step", watched)
+    run(plan)
+    assert seen == [(False, True)] * QUICK.steps
 
 
 def test_unusable_data_met_later_ends_the_run_by_name(halves):

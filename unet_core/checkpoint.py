@@ -27,6 +27,8 @@ from unet_core.normalisation import NormalisationRule, Scale
 from unet_core.volumes import Store
 
 FORMAT = 1
+# What becomes float32 without a loss that matters; int64 counts batch norm's batches.
+_NUMBERS = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64})
 _DESCRIPTION, _WEIGHTS, _TRAINING = "model.json", "weights.safetensors", "training.json"
 
 
@@ -203,7 +205,7 @@ def check_tensors(spec: UNetSpec, tensors: Mapping[str, Tensor], *, where: str) 
     Raises
     ------
     InputError
-        A tensor that is missing, too much, of another shape, or holds NaN or infinite numbers.
+        A tensor that is missing, too much, of another shape or kind, or holds NaN or infinite numbers.
     """
     stored = {name: tuple(t.shape) for name, t in tensors.items()}
     with torch.device("meta"):
@@ -217,6 +219,13 @@ def check_tensors(spec: UNetSpec, tensors: Mapping[str, Tensor], *, where: str) 
                 found=f"shape {stored[name]}" if name in stored else "none",
             )
     for name, tensor in tensors.items():
+        if tensor.layout != torch.strided or tensor.is_meta or tensor.dtype not in _NUMBERS:
+            raise InputError(
+                "these weights are not stored as plain numbers",
+                where=f"{where}, tensor {name}",
+                expected="float64, float32, float16, bfloat16 or int64, dense",
+                found=f"{tensor.dtype}, {tensor.layout}, on {tensor.device}",
+            )
         if not torch.isfinite(tensor).all():
             raise InputError(
                 "these weights hold NaN or infinite numbers: every voxel would get class 0",

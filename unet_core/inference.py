@@ -48,6 +48,15 @@ def free_memory(device: str) -> int:
     return int(psutil.virtual_memory().available)
 
 
+def exact_arithmetic() -> None:
+    """One way to compute on GPUs, from here on in this process."""
+    # Two modes of float32 would give two results; and an algorithm chosen by timing, many.
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+
+
 class Predictor:
     """A network ready to predict tiles on one device in one dtype."""
 
@@ -65,11 +74,7 @@ class Predictor:
         self._device = torch.device(device)
         self._dtype = DTYPES[dtype]
         self._format = channels_last(self.spec.ndim)
-        # Two modes of float32 on GPUs would give two results; and an algorithm chosen by timing, many.
-        torch.backends.cuda.matmul.allow_tf32 = False
-        torch.backends.cudnn.allow_tf32 = False
-        torch.backends.cudnn.benchmark = False
-        torch.backends.cudnn.deterministic = True
+        exact_arithmetic()
         model = for_inference(network).to(device=self._device, dtype=self._dtype)
         self._model = model.to(memory_format=self._format)  # type: ignore[call-overload]
 

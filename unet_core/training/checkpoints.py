@@ -56,9 +56,12 @@ class Checkpoints:
         StoreError
             The store does not take it.
         """
-        self._write(f"{checkpoint.step:09d}-{checkpoint.best_step:09d}", checkpoint)
+        step = f"{checkpoint.step:09d}"
+        digest = self._write(f"{step}-{checkpoint.best_step:09d}", checkpoint)
         names = self._names()
-        newest = sorted((n for n in names if n[0] != "best"), reverse=True)[:_KEPT]
+        # Others of this step or later were damaged and passed over: they must not push this one out.
+        own = [n for n in names if n[0] < step or n[::2] == (step, digest)]  # "best" sorts after digits
+        newest = sorted(own, reverse=True)[:_KEPT]
         wanted = {*newest, *(n for n in names if n[0] == "best" and n[1] in {best for _, best, _ in newest})}
         self.store.delete(_key(*name) for name in names if name not in wanted)
 

@@ -76,7 +76,8 @@ def run(
     Raises
     ------
     RunError
-        The loss is not finite, with the step and its patches; `DataError`: unusable data in a patch.
+        The loss is not finite, with the step and its patches, or the weights are not, which are not kept
+        then; `DataError`: unusable data in a patch.
     StoreError, LostLeaseError
         A checkpoint cannot be written, or is no longer this process's to write.
     """
@@ -124,6 +125,16 @@ class _Loop:
             self.history = History(**found.facts["history"])
             self._best = checkpoints.best(found.best_step) if found.best_step else None
             self._done = found.step
+        # A file system may show the others an older state for a while.
+        steps = torch.tensor(float(self._done), device=plan.settings.device)
+        if float(ranks.add_up(steps)) != self._done * ranks.world:
+            raise RunError(
+                "the ranks see different checkpoints",
+                where=None if checkpoints is None else checkpoints.store.url,
+                expected="one state to go on from",
+                found=f"rank {ranks.rank} that of step {self._done}, others another",
+                fix="give the same command again in a minute",
+            )
 
     def weights(self) -> dict[str, Tensor]:
         """The best weights, or those of now where no step has been validated."""
@@ -182,6 +193,8 @@ class _Loop:
         self.history.add_loss(step, value, steps=settings.steps, **facts)
         scores = None
         if validate_too:
+            self._trainer.follow_first()  # else the ranks would score networks that nobody keeps
+            self._require_finite_weights(step)
             network = network_of(self._plan, self._trainer.weights())
             found = validate(self._plan, network, self._ranks) if self._plan.validation else None
             scores = None if found is None else found.to_dict()
@@ -194,9 +207,20 @@ class _Loop:
         if self._tell is not None:
             self._tell(Progress(step=step, steps=settings.steps, loss=value, scores=scores, **facts))
 
+    def _require_finite_weights(self, step: int) -> None:
+        """Before they are kept: a training that goes on from such weights can only fail again."""
+        if not self._trainer.is_finite():
+            raise RunError(
+                f"the weights are not finite after step {step} of {self._plan.settings.steps}",
+                expected="numbers",
+                found="NaN or infinity, of a gradient that overflowed",
+                fix="lower the learning rate; the same command goes on from the last checkpoint",
+            )
+
     def _save(self) -> None:
         if self._checkpoints is None or not self._ranks.is_first:
             return
+        self._require_finite_weights(self._done)
         tensors, facts = self._trainer.state()
         self._checkpoints.save(
             Checkpoint(

@@ -5,7 +5,7 @@ A step is defined by its number: N ranks share its patches out and add up, so th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -42,6 +42,12 @@ class Ranks:
         if self.world > 1:
             distributed.all_reduce(tensor)
         return tensor
+
+    def follow_first(self, tensors: Iterable[Tensor]) -> None:
+        """Give every rank the first one's values, in place."""
+        if self.world > 1:
+            for tensor in tensors:
+                distributed.broadcast(tensor, 0)
 
     def wrap(self, network: UNet, device: torch.device) -> nn.Module:
         """The network, such that backward adds the gradients of all ranks up."""

@@ -55,6 +55,10 @@ def notes(plan: Plan) -> Iterator[str]:
             )
     if not plan.validation:
         yield "no region is held out: nothing is validated, and the last weights are kept, not the best"
+        if plan.settings.early_stop:
+            yield "early_stop has nothing to look at without validation: all steps will be done"
+    if plan.settings.loss.kind == "dice" and (plan.class_weights or plan.settings.border):
+        yield 'the loss "dice" knows no weights: class_weights and border_weight change nothing'
     names = [name for name, n in zip(plan.class_names, plan.voxels_per_class) if not n]
     if names:
         yield f"no voxel of {', '.join(names)} was found in the labels that were looked at"

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from unet_core.inference import DTYPES
+from unet_core.inference import DTYPES, exact_arithmetic
 from unet_core.loss import denominators, loss_of
 from unet_core.model import UNet, channels_last
 from unet_core.training.batches import Batch
@@ -28,6 +28,7 @@ class Trainer:
 
     def __init__(self, plan: Plan, network: UNet, ranks: Ranks) -> None:
         settings = plan.settings
+        exact_arithmetic()  # now, not at the first validation: it would change the steps after it
         self._settings, self._ranks = settings, ranks
         self._device = torch.device(settings.device)
         self._format = channels_last(plan.spec.ndim)
@@ -107,6 +108,16 @@ class Trainer:
     def weights(self) -> dict[str, Tensor]:
         """The network's state dict, of the average of weights where there is one; shared, not copied."""
         return self.network.state_dict() if self._average is None else self._average.state_of(self.network)
+
+    def follow_first(self) -> None:
+        """Take over the first rank's batch norm statistics: each rank has measured its own patches."""
+        weights = self.weights()
+        self._ranks.follow_first(weights[name] for name, _ in self.network.named_buffers())
+
+    def is_finite(self) -> bool:
+        """Whether all weights and batch norm statistics are numbers, the averages of them too."""
+        both = (*self.network.state_dict().values(), *self.weights().values())
+        return bool(torch.stack([tensor.isfinite().all() for tensor in both]).all())
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All that `step` changes: tensors by name, and numbers that JSON holds."""
