@@ -9,13 +9,14 @@ from threading import Event
 
 import numpy as np
 import pytest
+import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import SEEDS, boxes_within, in_memory
 
 from unet_core.errors import DataError, InputError
 from unet_core.geometry import Box
-from unet_core.labelling import LabelledRegion, Labelling
+from unet_core.labelling import PROBE_VOXELS, LabelledRegion, Labelling, spread
 from unet_core.recent import Recent
 from unet_core.targets import IGNORE
 from unet_core.volumes import Volume
@@ -64,6 +65,15 @@ def test_probe_counts_classes_and_finds_the_only_voxel():
     everywhere = in_memory(np.ones_like(labels))
     looked = SEMANTIC.probe([LabelledRegion.whole(everywhere, everywhere)], voxels=10_000)
     assert 5_000 < looked.sum() <= 40_000
+
+
+@pytest.mark.parametrize("chunk", [(1, 8192, 8192), (1, 4096, 4096), (1, 256, 256), (64, 64, 64), (1024,) * 3])
+def test_a_bounded_part_is_looked_at_whatever_the_chunks(chunk):
+    array = zarr.create_array({}, shape=(1024, 8192, 8192), chunks=chunk, dtype=np.uint8)
+    volume = replace(in_memory(np.zeros((1, 1, 1), np.uint8)), array=array, shape=array.shape)
+    found = list(spread(LabelledRegion.whole(volume, volume), PROBE_VOXELS))
+    assert 2**25 < sum(box.size for box in found) <= PROBE_VOXELS
+    assert max(box.size for box in found) <= 2**23
 
 
 def test_bad_regions_are_refused():

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from unet_core.volumes import Volume
 from unet_core.weight_map import BorderWeight
 
 PROBE_VOXELS = 2**26  # labels looked at, per region, before a training without foreground is refused
+_PROBED = 2**23  # labels looked at at a time: finding places takes about 40 bytes for each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,14 +263,20 @@ def _classes(found: NDArray[np.uint8]) -> str:
 
 
 def spread(source: LabelledRegion, voxels: int) -> Iterator[Box]:
-    """Boxes of about a label chunk, spread evenly over the region in raster order."""
-    cell = tuple(min(n, max(c, 32)) for n, c in zip(source.region.shape, source.labels.chunk_shape))
-    grid = Grid(source.region, cell)
-    wanted = max(1, min(len(grid), voxels // Box.of_shape(cell).size))
-    for k in range(wanted):
-        box = grid[k * len(grid) // wanted].intersect(source.region)
-        if box:
-            yield box
+    """Boxes of about a label chunk, spread evenly over the region.
+
+    Chunks shorter than 32 voxels are read side by side, huge ones in parts: no box has more than `_PROBED`.
+    """
+    shape = source.region.shape
+    cell = [min(n, c) for n, c in zip(shape, source.labels.chunk_shape)]
+    while prod(cell) > _PROBED:
+        axis = cell.index(max(cell))
+        cell[axis] = (cell[axis] + 1) // 2
+    for axis, n in enumerate(shape):
+        others = prod(cell) // cell[axis]
+        cell[axis] = max(cell[axis], min(n, 32, _PROBED // others))
+    for box in Grid(source.region, tuple(cell)).spread(max(1, voxels // prod(cell))):
+        yield box.intersect(source.region)
 
 
 def _name(volume: Volume) -> str:

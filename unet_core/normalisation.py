@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from math import prod
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -181,18 +182,16 @@ def require_finite(data: NDArray[Any], box: Box, volume: Volume, *, error: type[
 
 
 def _sample(volume: Volume, sample: int) -> Iterator[tuple[Box, NDArray[Any]]]:
-    """Boxes of whole chunks, evenly spread in raster order; all of them where the volume is small.
+    """Boxes of whole chunks, evenly spread; all of them where the volume is small.
 
     Chunks that cannot be decoded are left out: blocks that need them will fail by name.
     """
     cell = tuple(min(n, c) for n, c in zip(volume.shape, volume.chunk_shape))
     grid = Grid(volume.box, cell)
-    per_cell = Box.of_shape(cell).size
-    wanted = max(1, min(len(grid), sample // per_cell))
     damage: DataError | None = None
     readable = 0
-    for k in range(wanted):
-        box = grid[k * len(grid) // wanted].intersect(volume.box)
+    for box in grid.spread(max(1, sample // prod(cell))):
+        box = box.intersect(volume.box)
         try:
             data = volume.read(box)
         except DataError as error:
