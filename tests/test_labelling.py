@@ -67,7 +67,9 @@ def test_probe_counts_classes_and_finds_the_only_voxel():
     assert 5_000 < looked.sum() <= 40_000
 
 
-@pytest.mark.parametrize("chunk", [(1, 8192, 8192), (1, 4096, 4096), (1, 256, 256), (64, 64, 64), (1024,) * 3])
+@pytest.mark.parametrize(
+    "chunk", [(1, 8192, 8192), (1, 4096, 4096), (1, 256, 256), (64, 64, 64), (1024, 1024, 1024)]
+)
 def test_a_bounded_part_is_looked_at_whatever_the_chunks(chunk):
     array = zarr.create_array({}, shape=(1024, 8192, 8192), chunks=chunk, dtype=np.uint8)
     volume = replace(in_memory(np.zeros((1, 1, 1), np.uint8)), array=array, shape=array.shape)
