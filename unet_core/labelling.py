@@ -32,7 +32,8 @@ class LabelledRegion:
     """An image, its labels and the part of them that is labelled, z, y, x, half-open.
 
     `ignore` is the label of voxels that nobody labelled. The image may be read beyond the region, as
-    context; its labels never are.
+    context. Of the labels beyond, those next to it say where its objects end, and 0 there says nothing: a
+    crop that was labelled mostly lies in a volume of 0.
 
     Raises
     ------
@@ -158,7 +159,7 @@ class Labelling:
         classes = np.full(box.shape, IGNORE, np.uint8)
         if not inside:
             return classes
-        labels = source.labels.read(inside.grow((MARGIN,) * 3, (MARGIN,) * 3))[0]
+        labels = self._labels(source, inside)
         try:
             found = classes_of(labels, self.target, planar=self.planar, ignore=source.ignore)
         except InputError as problem:
@@ -217,13 +218,28 @@ class Labelling:
         """The border map of a box inside the region, computed."""
         reach = border.reach(source.image.voxel_size, planar=self.planar)
         around = box.grow(reach, reach).intersect(source.region)
-        labels = source.labels.read(around.grow((MARGIN,) * 3, (MARGIN,) * 3))[0]
+        labels = self._labels(source, around)
         ids = objects_of(labels, self.target, planar=self.planar, ignore=source.ignore)
         within = box.relative_to(around.lower)
         found = border.of(ids, source.image.voxel_size, planar=self.planar, within=within)
         if source.ignore is not None:
             found[labels[within.shift((MARGIN,) * 3).slices] == source.ignore] = 0
         return found
+
+    def _labels(self, source: LabelledRegion, box: Box) -> NDArray[Any]:
+        """Labels of a box inside the region with the targets' margin, without 0 beyond the region."""
+        margin = (0 if self.planar else MARGIN, MARGIN, MARGIN)  # planes that stand alone need no others
+        labels = source.labels.read(box.grow(margin, margin))[0]
+        labels = np.pad(labels, [(MARGIN - n, MARGIN - n) for n in margin], mode="edge")
+        for axis in range(3):
+            planes = np.moveaxis(labels, axis, 0)
+            for at_face, beyond, face in (
+                (box.lower[axis] == source.region.lower[axis], planes[0], planes[1]),
+                (box.upper[axis] == source.region.upper[axis], planes[-1], planes[-2]),
+            ):
+                if at_face:
+                    np.copyto(beyond, face, where=beyond == 0)
+        return labels
 
     def probe(self, sources: Sequence[LabelledRegion], *, voxels: int = PROBE_VOXELS) -> NDArray[np.int64]:
         """Voxels per class among at most about `voxels` of each region, spread evenly over it.
