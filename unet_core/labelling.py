@@ -194,12 +194,17 @@ class Labelling:
         inside = box.intersect(source.region)
         if inside:
             view = found[inside.relative_to(box.lower).slices]
-            if source.region.size * found.itemsize > self.cache_bytes:
+            if self.cached_bytes(source):
+                self._fill(self.border, source, inside, view)
+            else:
                 # Cells would be dropped before anyone comes back to them: compute the box alone.
                 view[...] = self._border(self.border, source, inside)
-            else:
-                self._fill(self.border, source, inside, view)
         return found
+
+    def cached_bytes(self, source: LabelledRegion) -> int:
+        """What the border map of a region will take in the cache: 0 where it is too large to be kept."""
+        size = source.region.size * np.dtype(np.float32).itemsize
+        return size if size <= self.cache_bytes else 0
 
     def _fill(
         self, border: BorderWeight, source: LabelledRegion, box: Box, view: NDArray[np.float32]
