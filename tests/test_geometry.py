@@ -127,6 +127,25 @@ def test_a_huge_grid_costs_nothing():
     assert grid[len(grid) - 1] == Box((99900, 99800, 99900), (100000, 100000, 100200))
 
 
+@given(boxes(longest=10), CELLS, st.integers(1, 30))
+def test_spread_cells_are_some_of_the_grid_in_its_order(extent, cell, count):
+    grid = Grid(extent, cell)
+    found = list(grid.spread(count))
+    assert len(found) == min(count, len(grid))
+    assert all(a < b for a, b in pairwise(found))
+    assert set(found) <= set(grid)
+
+
+@pytest.mark.parametrize("shape", [(1024, 1024, 1024), (512, 1024, 2048), (1000, 1000, 1000)])
+@pytest.mark.parametrize("count", [100, 128, 256])
+def test_spread_cells_lie_on_no_face_of_the_grid(shape, count):
+    """Every 16th cell of a grid 16 cells wide would be one column of it."""
+    found = list(Grid(Box.of_shape(shape), (64, 64, 64)).spread(count))
+    for axis, length in enumerate(shape):
+        middles = [(box.lower[axis] + 32) / length for box in found]
+        assert np.histogram(middles, 4, (0, 1))[0].min() > count // 8
+
+
 @pytest.mark.parametrize("cell", [(2,), (2, 0), (2, -1), (1, 1, 1)])
 def test_impossible_grids_are_refused(cell):
     with pytest.raises(InputError, match="positive cell size"):

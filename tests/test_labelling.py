@@ -9,13 +9,14 @@ from threading import Event
 
 import numpy as np
 import pytest
+import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import SEEDS, boxes_within, in_memory
 
 from unet_core.errors import DataError, InputError
 from unet_core.geometry import Box
-from unet_core.labelling import LabelledRegion, Labelling
+from unet_core.labelling import PROBE_VOXELS, LabelledRegion, Labelling, spread
 from unet_core.recent import Recent
 from unet_core.targets import IGNORE
 from unet_core.volumes import Volume
@@ -56,6 +57,33 @@ def test_boundaries_at_the_region_face_come_from_the_label_beyond_it():
     assert not flat.read(source, Box((0, 0, 0), (3, 1, 1))).any()
 
 
+@pytest.mark.parametrize("target", ["boundary", "interior-boundary", "separated", "foreground"])
+@pytest.mark.parametrize("planar", [False, True])
+def test_a_labelled_crop_in_a_volume_of_zeros_has_no_boundary_at_its_faces(target, planar):
+    """Its faces are no membranes: the classes are those that the crop has by itself."""
+    crop = np.repeat(np.repeat(np.arange(1, 19).reshape(2, 3, 3), 4, 1), 4, 2).repeat(3, 0).astype(np.uint16)
+    crop[2, 5, :] = 0
+    around = np.pad(crop, 3)
+    region = Box.of_shape(crop.shape).shift((3, 3, 3))
+    source = LabelledRegion(image=in_memory(around), labels=in_memory(around), region=region)
+    alone = LabelledRegion.whole(in_memory(crop), in_memory(crop))
+    labelling = Labelling(target=target, classes=3 if target == "interior-boundary" else 2, planar=planar)
+    expected = labelling.read(alone, alone.region)
+    np.testing.assert_array_equal(labelling.read(source, region), expected)
+    part = Box((2, 0, 3), (6, 7, 12))
+    np.testing.assert_array_equal(labelling.read(source, part.shift((3, 3, 3))), expected[part.slices])
+
+
+def test_planes_that_stand_alone_are_read_alone():
+    labels, read = watched(in_memory(speckles((9, 12, 13), 0)))
+    source = LabelledRegion.whole(labels, labels)
+    flat = Labelling(target="separated", classes=2, planar=True, border=NARROW, cache_bytes=0)
+    box = Box((4, 0, 0), (5, 12, 13))
+    flat.read(source, box)
+    flat.border_of(source, box)
+    assert {(b.lower[0], b.upper[0]) for b in read} == {(4, 5)}
+
+
 def test_probe_counts_classes_and_finds_the_only_voxel():
     labels = np.zeros((40, 40, 40), np.uint8)
     labels[39, 39, 39] = 2
@@ -64,6 +92,17 @@ def test_probe_counts_classes_and_finds_the_only_voxel():
     everywhere = in_memory(np.ones_like(labels))
     looked = SEMANTIC.probe([LabelledRegion.whole(everywhere, everywhere)], voxels=10_000)
     assert 5_000 < looked.sum() <= 40_000
+
+
+@pytest.mark.parametrize(
+    "chunk", [(1, 8192, 8192), (1, 4096, 4096), (1, 256, 256), (64, 64, 64), (1024, 1024, 1024)]
+)
+def test_a_bounded_part_is_looked_at_whatever_the_chunks(chunk):
+    array = zarr.create_array({}, shape=(1024, 8192, 8192), chunks=chunk, dtype=np.uint8)
+    volume = replace(in_memory(np.zeros((1, 1, 1), np.uint8)), array=array, shape=array.shape)
+    found = list(spread(LabelledRegion.whole(volume, volume), PROBE_VOXELS))
+    assert 2**25 < sum(box.size for box in found) <= PROBE_VOXELS
+    assert max(box.size for box in found) <= 2**23
 
 
 def test_bad_regions_are_refused():

@@ -162,6 +162,7 @@ def test_balanced_weights_have_mean_one_and_rise_with_rarity(counts):
     assert (weights > 0).all()
     order = np.argsort(shares[present])
     assert (np.diff(weights[present][order]) <= 1e-9 * weights.max()).all()
+    assert (weights * shares).sum() == pytest.approx(1)
+    np.testing.assert_allclose(weights[~present], weights[present].max())
     if present.all():
-        assert (weights * shares).sum() == pytest.approx(1)
         np.testing.assert_allclose(weights**2 * shares, weights[0] ** 2 * shares[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from strategies import SEEDS, write_array
 
+from unet_core import normalisation
 from unet_core.errors import DataError, InputError
 from unet_core.geometry import Box, ceil_div
 from unet_core.normalisation import NormalisationRule, Scale, measure, require_finite
@@ -123,6 +125,22 @@ def test_only_the_volume_decides_the_sample(tmp_path):
     assert sampled.spread[0] == pytest.approx(exact.spread[0], rel=0.1)
     # Of one chunk only, and never of no chunk at all.
     assert measure(volume, rule, sample=1).spread[0] > 0
+
+
+@pytest.mark.parametrize("rule", ["percentiles", "mean_std"])
+def test_a_huge_chunk_is_counted_in_parts(rule, tmp_path, monkeypatch):
+    image = np.random.default_rng(0).integers(0, 60000, (1, 1, 1000, 1024)).astype(np.uint16)
+    write_array(tmp_path / "v.zarr", image, axes="czyx", chunks=image.shape)
+    volume = Volume.open(str(tmp_path / "v.zarr"))
+    whole = measure(volume, NormalisationRule(rule=rule))
+    monkeypatch.setattr(normalisation, "_PIECE", 2**14)
+    tracemalloc.start()
+    in_parts = measure(volume, NormalisationRule(rule=rule))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    numbers = [[*scale.offset, *scale.spread] for scale in (in_parts, whole)]
+    np.testing.assert_allclose(*numbers, rtol=1e-12)
+    assert peak < 4 * image.nbytes  # of which half is for reading the chunk; 16 bytes a voxel were 8 times
 
 
 def test_channels_are_measured_apart_and_in_the_order_asked_for(tmp_path):

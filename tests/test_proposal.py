@@ -14,7 +14,7 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
-from strategies import write_array
+from strategies import in_memory, write_array
 
 from flows import init
 from flows.config import TrainConfig, validate
@@ -257,6 +257,13 @@ def test_planes_that_have_nothing_to_do_with_each_other(tmp_path: Path) -> None:
     shuffled = np.stack([np.roll(plane, (7 * z, 23 * z), (0, 1)) for z, plane in enumerate(labels)])
     assert measured(labels, tmp_path / "a").continuity > 0.6
     assert measured(shuffled, tmp_path / "b").continuity < 0.25
+
+
+def test_the_first_of_several_volumes_may_hold_no_label():
+    background, objects = (in_memory(a) for a in (np.zeros((40, 60, 60), np.uint16), balls(20)))
+    facts = measure_labels([(background, background.box), (objects, objects.box)])
+    chosen = values(propose(replace(IMAGE, shape=(40, 60, 60)), facts, MACHINE, divided=False))
+    assert (chosen["target"], "region" in chosen) == ("foreground", False)
 
 
 def test_a_huge_volume_is_looked_at_in_places(tmp_path: Path) -> None:

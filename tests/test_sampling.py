@@ -231,6 +231,20 @@ def test_border_weights_move_with_the_classes():
     assert met > 10
 
 
+@pytest.mark.parametrize("room", [1.0, 1.5, 3.0])
+def test_border_maps_that_do_not_fit_together_are_computed_box_by_box(room):
+    """Cells of 64 voxels would be computed for every patch, and dropped before the next one."""
+    labels = np.tile(np.kron(np.eye(2), np.ones((30, 30))), (1, 2, 2)).astype(np.uint8)
+    whole = in_memory(labels)
+    regions = [LabelledRegion.whole(whole, whole) for _ in range(3)]
+    labelling = Labelling(target="foreground", classes=2, border=BorderWeight(sigma=1.0))
+    limited = replace(labelling, cache_bytes=int(room * labels.size * 4))
+    sampler, unlimited = (sampler_of(regions, known) for known in (limited, labelling))
+    for one, other in zip(draws(sampler, 20), draws(unlimited, 20)):
+        np.testing.assert_array_equal(one.border, other.border)
+    assert bool(sampler._borders.cache_bytes) == (room == 3.0)
+
+
 def test_every_position_of_a_region_is_drawn():
     shape = (7, 6, 5)
     region = Box((1, 0, 2), (6, 6, 5))

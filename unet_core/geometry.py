@@ -18,6 +18,8 @@ from unet_core.errors import InputError
 
 Shape = tuple[int, ...]
 
+_GOLDEN = (5**0.5 - 1) / 2
+
 
 def ceil_div(a: int, b: int) -> int:
     """Smallest integer not below a / b, for b > 0 and any a."""
@@ -179,6 +181,19 @@ class Grid:
         for position in product(*(range(n) for n in self.counts)):
             corner = tuple((f + p) * c for f, p, c in zip(first, position, self.cell))
             yield Box(corner, tuple(a + c for a, c in zip(corner, self.cell)))
+
+    def spread(self, count: int) -> Iterator[Box]:
+        """`count` of the cells (all where there are no more), spread evenly over every axis, in raster order.
+
+        One from each of as many equal stretches of the raster order, each time at another place of it. The
+        same place each time would be one face of the grid wherever a stretch is a whole line of cells.
+        """
+        cells = len(self)
+        count = min(count, cells)
+        for k in range(count):
+            start, stop = k * cells // count, (k + 1) * cells // count
+            # Multiples of the golden ratio, modulo 1: the most even of all such sequences.
+            yield self[start + int((0.5 + k * _GOLDEN) % 1 * (stop - start))]
 
 
 def mirrored(position: int, length: int) -> int:

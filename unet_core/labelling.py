@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from unet_core.volumes import Volume
 from unet_core.weight_map import BorderWeight
 
 PROBE_VOXELS = 2**26  # labels looked at, per region, before a training without foreground is refused
+_PROBED = 2**23  # labels looked at at a time: finding places takes about 40 bytes for each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +32,8 @@ class LabelledRegion:
     """An image, its labels and the part of them that is labelled, z, y, x, half-open.
 
     `ignore` is the label of voxels that nobody labelled. The image may be read beyond the region, as
-    context; its labels never are.
+    context. Of the labels beyond, those next to it say where its objects end, and 0 there says nothing: a
+    crop that was labelled mostly lies in a volume of 0.
 
     Raises
     ------
@@ -156,7 +159,7 @@ class Labelling:
         classes = np.full(box.shape, IGNORE, np.uint8)
         if not inside:
             return classes
-        labels = source.labels.read(inside.grow((MARGIN,) * 3, (MARGIN,) * 3))[0]
+        labels = self._labels(source, inside)
         try:
             found = classes_of(labels, self.target, planar=self.planar, ignore=source.ignore)
         except InputError as problem:
@@ -191,12 +194,17 @@ class Labelling:
         inside = box.intersect(source.region)
         if inside:
             view = found[inside.relative_to(box.lower).slices]
-            if source.region.size * found.itemsize > self.cache_bytes:
+            if self.cached_bytes(source):
+                self._fill(self.border, source, inside, view)
+            else:
                 # Cells would be dropped before anyone comes back to them: compute the box alone.
                 view[...] = self._border(self.border, source, inside)
-            else:
-                self._fill(self.border, source, inside, view)
         return found
+
+    def cached_bytes(self, source: LabelledRegion) -> int:
+        """What the border map of a region will take in the cache: 0 where it is too large to be kept."""
+        size = source.region.size * np.dtype(np.float32).itemsize
+        return size if size <= self.cache_bytes else 0
 
     def _fill(
         self, border: BorderWeight, source: LabelledRegion, box: Box, view: NDArray[np.float32]
@@ -215,13 +223,28 @@ class Labelling:
         """The border map of a box inside the region, computed."""
         reach = border.reach(source.image.voxel_size, planar=self.planar)
         around = box.grow(reach, reach).intersect(source.region)
-        labels = source.labels.read(around.grow((MARGIN,) * 3, (MARGIN,) * 3))[0]
+        labels = self._labels(source, around)
         ids = objects_of(labels, self.target, planar=self.planar, ignore=source.ignore)
         within = box.relative_to(around.lower)
         found = border.of(ids, source.image.voxel_size, planar=self.planar, within=within)
         if source.ignore is not None:
             found[labels[within.shift((MARGIN,) * 3).slices] == source.ignore] = 0
         return found
+
+    def _labels(self, source: LabelledRegion, box: Box) -> NDArray[Any]:
+        """Labels of a box inside the region with the targets' margin, without 0 beyond the region."""
+        margin = (0 if self.planar else MARGIN, MARGIN, MARGIN)  # planes that stand alone need no others
+        labels = source.labels.read(box.grow(margin, margin))[0]
+        labels = np.pad(labels, [(MARGIN - n, MARGIN - n) for n in margin], mode="edge")
+        for axis in range(3):
+            planes = np.moveaxis(labels, axis, 0)
+            for at_face, beyond, face in (
+                (box.lower[axis] == source.region.lower[axis], planes[0], planes[1]),
+                (box.upper[axis] == source.region.upper[axis], planes[-1], planes[-2]),
+            ):
+                if at_face:
+                    np.copyto(beyond, face, where=beyond == 0)
+        return labels
 
     def probe(self, sources: Sequence[LabelledRegion], *, voxels: int = PROBE_VOXELS) -> NDArray[np.int64]:
         """Voxels per class among at most about `voxels` of each region, spread evenly over it.
@@ -261,14 +284,20 @@ def _classes(found: NDArray[np.uint8]) -> str:
 
 
 def spread(source: LabelledRegion, voxels: int) -> Iterator[Box]:
-    """Boxes of about a label chunk, spread evenly over the region in raster order."""
-    cell = tuple(min(n, max(c, 32)) for n, c in zip(source.region.shape, source.labels.chunk_shape))
-    grid = Grid(source.region, cell)
-    wanted = max(1, min(len(grid), voxels // Box.of_shape(cell).size))
-    for k in range(wanted):
-        box = grid[k * len(grid) // wanted].intersect(source.region)
-        if box:
-            yield box
+    """Boxes of about a label chunk, spread evenly over the region.
+
+    Chunks shorter than 32 voxels are read side by side, huge ones in parts: no box has more than `_PROBED`.
+    """
+    shape = source.region.shape
+    cell = [min(n, c) for n, c in zip(shape, source.labels.chunk_shape)]
+    while prod(cell) > _PROBED:
+        axis = cell.index(max(cell))
+        cell[axis] = (cell[axis] + 1) // 2
+    for axis, n in enumerate(shape):
+        others = prod(cell) // cell[axis]
+        cell[axis] = max(cell[axis], min(n, 32, _PROBED // others))
+    for box in Grid(source.region, tuple(cell)).spread(max(1, voxels // prod(cell))):
+        yield box.intersect(source.region)
 
 
 def _name(volume: Volume) -> str:

@@ -150,8 +150,7 @@ def balanced_weights(counts: Sequence[int] | NDArray[np.int64]) -> tuple[float, 
     The square root, because the full inverse makes a rare class so cheap to claim that its
     boundaries grow; a class that was not met gets the weight of the rarest one that was.
     """
-    shares = np.asarray(counts, np.float64)
-    shares = np.maximum(shares, shares[shares > 0].min()) / shares.sum()
-    inverse = 1 / np.sqrt(shares)
+    shares = np.asarray(counts, np.float64) / np.sum(counts)
+    inverse = 1 / np.sqrt(np.maximum(shares, shares[shares > 0].min()))
     weights = inverse / (inverse * shares).sum()
     return tuple(float(w) for w in weights)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from math import prod
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -19,6 +20,7 @@ from unet_core.volumes import Volume
 
 Rule = Literal["percentiles", "mean_std"]
 SAMPLE_VOXELS = 2**25  # per channel
+_PIECE = 2**24  # voxels that are counted at a time
 _BINS = 2**16
 _FEWEST_BINS, _REFINEMENTS = 1024, 80  # a spread of fewer bins is measured again, at most so often
 _RESOLUTION = 1e-7  # of a float32, relative
@@ -181,24 +183,35 @@ def require_finite(data: NDArray[Any], box: Box, volume: Volume, *, error: type[
 
 
 def _sample(volume: Volume, sample: int) -> Iterator[tuple[Box, NDArray[Any]]]:
-    """Boxes of whole chunks, evenly spread in raster order; all of them where the volume is small.
+    """Boxes of whole chunks, evenly spread; all of them where the volume is small.
 
-    Chunks that cannot be decoded are left out: blocks that need them will fail by name.
+    Chunks that cannot be decoded are left out: blocks that need them will fail by name. Huge ones come in
+    parts: counting takes 16 bytes for each voxel.
     """
     cell = tuple(min(n, c) for n, c in zip(volume.shape, volume.chunk_shape))
     grid = Grid(volume.box, cell)
-    per_cell = Box.of_shape(cell).size
-    wanted = max(1, min(len(grid), sample // per_cell))
     damage: DataError | None = None
     readable = 0
-    for k in range(wanted):
-        box = grid[k * len(grid) // wanted].intersect(volume.box)
+    for box in grid.spread(max(1, sample // prod(cell))):
+        box = box.intersect(volume.box)
         try:
             data = volume.read(box)
         except DataError as error:
             damage = damage or error
             continue
         readable += 1
-        yield box, data
+        yield from _parts(box, data)
     if damage is not None and readable == 0:
         raise damage
+
+
+def _parts(box: Box, data: NDArray[Any]) -> Iterator[tuple[Box, NDArray[Any]]]:
+    """A box and its voxels, cut along the longest axis where it has more than `_PIECE`."""
+    axis = box.shape.index(max(box.shape))
+    thick = max(1, box.shape[axis] * _PIECE // box.size)
+    for start in range(box.lower[axis], box.upper[axis], thick):
+        stop = min(start + thick, box.upper[axis])
+        lower = tuple(start if a == axis else n for a, n in enumerate(box.lower))
+        upper = tuple(stop if a == axis else n for a, n in enumerate(box.upper))
+        part = Box(lower, upper)
+        yield part, data[(slice(None), *part.relative_to(box.lower).slices)]

@@ -9,7 +9,7 @@ source, voxel → transform → box → read just what these need → warp → r
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal, get_args
 
@@ -128,7 +128,7 @@ class Sampler:
         image = view.image(self.scales[index].apply(data))
         if augmented:
             image = recolour(image, self.augment, rng, voxel_size=source.image.voxel_size)
-        border = self.labelling.border_of(source, view.label_box)
+        border = self._borders.border_of(source, view.label_box)
         return Patch(
             index,
             box,
@@ -154,6 +154,14 @@ class Sampler:
             )
             for source in self.sources
         )
+
+    @cached_property
+    def _borders(self) -> Labelling:
+        """The labelling, to ask for border maps; without a cache where all sources' maps do not fit together:
+        patches come from any source, and a cell would be dropped before the next one comes by."""
+        known = self.labelling
+        together = sum(known.cached_bytes(source) for source in self.sources)
+        return known if together <= known.cache_bytes else replace(known, cache_bytes=0)
 
     @cached_property
     def _sizes(self) -> NDArray[np.float64]:

@@ -131,11 +131,8 @@ def measure_labels(regions: Sequence[tuple[Volume, Box]]) -> LabelFacts:
 
 def _boxes(region: Box, most: int) -> Iterator[Box]:
     cell = tuple(min(n, c) for n, c in zip(region.shape, _BOX))
-    grid = Grid(Box.of_shape(region.shape), cell)
-    count = min(len(grid), most)
-    for k in range(count):
-        box = grid[(2 * k + 1) * len(grid) // (2 * count)].shift(region.lower)
-        yield box.intersect(region)
+    for box in Grid(Box.of_shape(region.shape), cell).spread(most):
+        yield box.shift(region.lower).intersect(region)
 
 
 class _Looked:

@@ -55,13 +55,15 @@ def rare(shares: Sequence[float]) -> bool:
 
 def labelled_box(labels: LabelFacts, region: Box) -> tuple[Box, str]:
     """The region, or what is labelled of it where that is a small crop: wide background is data, too."""
+    if not labels.whole:
+        return region, "the labels were only looked at in places: narrow this box to what is labelled"
+    if not any(labels.profiles[0]):
+        return region, "no labels here: they are in other volumes"
     edges = []
     for profile, start in zip(labels.profiles, region.lower):
         found = [i for i, n in enumerate(profile) if n]
         edges.append((start + found[0], start + found[-1] + 1))
     box = Box(tuple(a for a, _ in edges), tuple(b for _, b in edges))
-    if not labels.whole:
-        return region, "the labels were only looked at in places: narrow this box to what is labelled"
     if box.size < _CROP * region.size:
         return box, "the box around all labels; widen it if the background around it is labelled, too"
     return region, "labels are found throughout"
