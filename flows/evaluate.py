@@ -98,7 +98,14 @@ def evaluate(
     thresholds = None
     if probabilities:
         names = tuple(plan.get("classes") or class_names(target or "semantic", 2))
-        known = Truth(volume=true, target=target, names=names, planar=common["planar"], ignore=ignore)
+        known = Truth(
+            volume=true,
+            target=target,
+            names=names,
+            planar=common["planar"],
+            ignore=ignore,
+            region=region,
+        )
         thresholds = evaluate_thresholds(Volume.open(f"{labels}/probabilities"), known, roi=region)
     scores = compare(predicted, true, **common)
     trivial = None

@@ -149,8 +149,12 @@ def test_validation_is_that_of_the_whole_volume(halves, target):
     with torch.no_grad():
         logits = network(torch.from_numpy(plan.validation_scales[0].apply(read))[None])[0]
     found = logits.argmax(dim=0).numpy()[held_out.region.slices].astype(bool)
-    truth = ids > 0 if target == "foreground" else find_boundaries(ids, mode="thick", connectivity=1)
-    truth = truth[held_out.region.slices]
+    region = held_out.region
+    there = np.pad(ids, 1, mode="symmetric")[region.shift((1, 1, 1)).grow((1, 1, 1), (1, 1, 1)).slices]
+    edge = np.pad(ids[region.slices], 1, mode="edge")
+    around = np.where(there > 0, there, edge)  # 0 beyond the labelled region says nothing
+    truth = around > 0 if target == "foreground" else find_boundaries(around, mode="thick", connectivity=1)
+    truth = truth[1:-1, 1:-1, 1:-1]
     expected = [[((truth == t) & (found == p)).sum() for p in (False, True)] for t in (False, True)]
     assert 0 < found.sum() < found.size
     np.testing.assert_array_equal(validate(plan, network).scores.confusion, expected)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from unet_core.errors import DataError, InputError, UnetFlowsError
 from unet_core.geometry import Box, Grid
 from unet_core.recent import Recent
-from unet_core.targets import DERIVED, IGNORE, MARGIN, Target, classes_of, objects_of, require_target
+from unet_core.targets import DERIVED, IGNORE, MARGIN, Target, classes_of, end_at, objects_of, require_target
 from unet_core.volumes import Volume
 from unet_core.weight_map import BorderWeight
 
@@ -236,14 +236,7 @@ class Labelling:
         margin = (0 if self.planar else MARGIN, MARGIN, MARGIN)  # planes that stand alone need no others
         labels = source.labels.read(box.grow(margin, margin))[0]
         labels = np.pad(labels, [(MARGIN - n, MARGIN - n) for n in margin], mode="edge")
-        for axis in range(3):
-            planes = np.moveaxis(labels, axis, 0)
-            for at_face, beyond, face in (
-                (box.lower[axis] == source.region.lower[axis], planes[0], planes[1]),
-                (box.upper[axis] == source.region.upper[axis], planes[-1], planes[-2]),
-            ):
-                if at_face:
-                    np.copyto(beyond, face, where=beyond == 0)
+        end_at(labels, box, source.region)
         return labels
 
     def probe(self, sources: Sequence[LabelledRegion], *, voxels: int = PROBE_VOXELS) -> NDArray[np.int64]:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unet_core.errors import InputError
+from unet_core.geometry import Box
 
 Target = Literal["semantic", "foreground", "separated", "boundary", "interior-boundary"]
 # What the classes of the targets that are made from instance ids mean.
@@ -80,6 +81,22 @@ def classes_of(
         classes = _from_ids(labels, target, planar=planar, ignore=ignore)
     classes[unlabelled] = IGNORE
     return classes
+
+
+def end_at(labels: NDArray[Any], box: Box, region: Box) -> None:
+    """Overwrite, in place, 0 beyond the labelled region with the labels at its faces.
+
+    A crop that was labelled mostly lies in a volume of 0: that says nothing about where its objects end,
+    while ids beyond do. `labels` (z, y, x) are those of `box`, inside the region, and its `MARGIN`.
+    """
+    for axis in range(3):
+        planes = np.moveaxis(labels, axis, 0)
+        for at_face, beyond, face in (
+            (box.lower[axis] == region.lower[axis], planes[0], planes[1]),
+            (box.upper[axis] == region.upper[axis], planes[-1], planes[-2]),
+        ):
+            if at_face:
+                np.copyto(beyond, face, where=beyond == 0)
 
 
 def objects_of(

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from unet_core.errors import InputError
 from unet_core.evaluation.scores import Scores, confusion_of
 from unet_core.geometry import Box, Grid
-from unet_core.targets import DERIVED, IGNORE, MARGIN, Target, class_names, classes_of
+from unet_core.targets import DERIVED, IGNORE, MARGIN, Target, class_names, classes_of, end_at
 from unet_core.volumes import Volume
 
 # One block of labels, truth and the truth's classes takes about 12 bytes a voxel: 200 MB.
@@ -39,6 +39,8 @@ class Truth:
         occurs, at most `UNNAMED_CLASSES`.
     planar, ignore
         As in `unet_core.targets.classes_of`; voxels labelled `ignore` are not compared.
+    region
+        The labelled part, None for everything: 0 beyond it is not background, as in training.
 
     Raises
     ------
@@ -51,6 +53,7 @@ class Truth:
     names: tuple[str, ...] | None = None
     planar: bool = False
     ignore: int | None = None
+    region: Box | None = None
 
     def __post_init__(self) -> None:
         require_labels(self.volume, what="the truth")
@@ -87,6 +90,7 @@ class Truth:
         if self.target is not None and self.derived:
             margin = (MARGIN,) * 3
             labels = self.volume.read(box.grow(margin, margin))[0]
+            end_at(labels, box, self.region or self.volume.box)
             return classes_of(labels, self.target, planar=self.planar, ignore=self.ignore)
         values = self.volume.read(box)[0]
         unlabelled = None if self.ignore is None else values == self.ignore
@@ -197,7 +201,7 @@ def evaluate(
         As `Truth`, `Comparison` and their methods raise it.
     """
     names = None if class_names is None else tuple(class_names)
-    known = Truth(volume=truth, target=target, names=names, planar=planar, ignore=ignore)
+    known = Truth(volume=truth, target=target, names=names, planar=planar, ignore=ignore, region=roi)
     comparison = Comparison(labels=labels, truth=known, roi=roi, block_voxels=block_voxels)
     total = Scores(np.zeros((known.count, known.count), np.int64), known.class_names)
     for index in range(len(comparison.blocks)):

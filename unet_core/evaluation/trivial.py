@@ -6,7 +6,7 @@ Both answers are chosen on the training region and scored on the evaluated one, 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import permutations
 from math import prod
 from typing import Any
@@ -97,7 +97,7 @@ def trivial_scores(
         in a region, intensities that are not finite, or truth values beyond the classes.
     """
     names = None if class_names is None else tuple(class_names)
-    known = Truth(volume=truth, target=target, names=names, planar=planar, ignore=ignore)
+    known = Truth(volume=truth, target=target, names=names, planar=planar, ignore=ignore, region=train)
     if names is None and not known.derived:
         raise InputError("semantic classes need names here", where="class_names", expected="one per class")
     require_same_shape(image, truth)
@@ -113,8 +113,9 @@ def trivial_scores(
 
     shape = (known.count, known.count)
     by_majority, by_threshold = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
-    for box in _boxes(image, known, roi, block_voxels):
-        classes = known.classes(box)
+    judged = replace(known, region=roi)
+    for box in _boxes(image, judged, roi, block_voxels):
+        classes = judged.classes(box)
         by_majority += confusion_of(classes, np.full_like(classes, majority), known.count)
         by_threshold += confusion_of(classes, rule.apply(image.read(box)), known.count)
     if not by_majority.any():
