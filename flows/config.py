@@ -181,6 +181,9 @@ class TrainConfig(Config):
     ema: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.99, description="Decay per step of the average of weights that is kept; 0 keeps the weights"
     )
+    freeze_norm: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.5, description="Share of the steps after which batch norm does as in inference; 1 never"
+    )
     loss: Literal["cross_entropy", "dice", "cross_entropy+dice"] = Field(
         "cross_entropy", description="Softmax cross-entropy, soft Dice, or their sum"
     )

@@ -75,6 +75,7 @@ def settings_of(config: TrainConfig, spec: UNetSpec) -> training.TrainSettings:
             schedule=config.schedule,
             gradient_clip=config.gradient_clip,
             ema=config.ema,
+            freeze_norm=config.freeze_norm,
         ),
         loss=LossSettings(kind=config.loss),
         class_weights=_class_weights(config.class_weights),

@@ -22,12 +22,15 @@ from unet_core.architecture import UNetSpec
 from unet_core.augment import AugmentSettings
 from unet_core.checkpoint import load_model
 from unet_core.errors import DataError, InputError, RunError
+from unet_core.evaluation import Scores
 from unet_core.geometry import Box, round_up
 from unet_core.labelling import LabelledRegion
 from unet_core.ledger import hold
 from unet_core.loss import LossSettings
+from unet_core.model import UNet
 from unet_core.training import (
     Checkpoints,
+    History,
     Optimisation,
     Plan,
     Ranks,
@@ -41,7 +44,9 @@ from unet_core.training import (
     save,
     validate,
 )
+from unet_core.training.batches import batches
 from unet_core.training.trainer import Trainer
+from unet_core.training.validation import Validation
 from unet_core.volumes import Store, Volume
 from unet_core.weight_map import BorderWeight
 
@@ -165,7 +170,8 @@ def test_the_best_weights_are_kept_and_saved(halves, tmp_path):
     wild = Optimisation(learning_rate=0.05)
     recipe = replace(QUICK, steps=8, validate_every=1, optimisation=wild)
     reports = []
-    trained = train([source], [held_out], TINY, recipe, on_progress=reports.append)
+    plain = replace(TINY, norm="none")
+    trained = train([source], [held_out], plain, recipe, on_progress=reports.append)
     history = trained.history
     scores = [row["scores"]["foreground_iou"] for row in history.rows]
     assert [row["step"] for row in history.rows] == list(range(1, 9))
@@ -301,6 +307,8 @@ def test_it_ends_early_when_nothing_gets_better(halves):
     wanted = replace(QUICK, steps=50, validate_every=1, early_stop=3, optimisation=hopeless)
     trained = train([source], [held_out], replace(TINY, norm="none"), wanted)
     assert trained.history.rows[-1]["step"] == trained.history.best_step + 3 < 50
+    trained = train([source], [held_out], TINY, replace(wanted, steps=12))
+    assert trained.history.best_step >= trained.plan.settled_from == 7
 
 
 def test_a_step_in_parts_is_the_same_step(halves):
@@ -510,3 +518,32 @@ def test_nan_in_the_image_is_refused_before_the_first_step(tmp_path):
     source, _ = split(tmp_path, image, np.ones(image.shape, np.uint8))
     with pytest.raises(InputError, match=r"\(1, 2, 3\)"):
         prepare([source], [], TINY, QUICK)
+
+
+def test_batch_norm_does_as_in_inference_after_its_share_of_the_steps(halves):
+    """Its statistics are then the averages of those that were measured, and training computes with them."""
+    plan = prepare([halves[0]], [], TINY, replace(QUICK, steps=6))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        trainer = Trainer(plan, UNet(plan.spec), Ranks())
+        statistics, averages = [], []
+        for step, parts in enumerate(batches(plan, range(2), first=1, threads=1), 1):
+            averages.append(trainer.weights()["down.0.1.running_mean"].clone())
+            trainer.step(step, parts)
+            statistics.append(trainer.network.state_dict()["down.0.1.running_mean"].clone())
+    assert not torch.equal(statistics[1], statistics[2])
+    assert all(torch.equal(found, averages[3]) for found in statistics[3:])
+    assert not torch.equal(averages[3], statistics[2])
+
+
+def test_a_score_from_before_batch_norm_was_settled_is_not_kept():
+    def scored(iou: int) -> Validation:
+        return Validation(Scores(np.array([[0, 100 - iou], [0, iou]]), ("background", "foreground")), None)
+
+    history = History()
+    kept = [
+        history.add_validation(step, scored(iou), settled_from=4)
+        for step, iou in [(2, 50), (3, 90), (5, 60), (6, 55), (7, 70)]
+    ]
+    assert kept == [True, True, True, False, True]
+    assert (history.best_step, history.since_best) == (7, 0)

@@ -22,8 +22,9 @@ class History:
         a validation followed that step (`Validation.to_dict`). A long training has one row for several
         steps: at most about `MOST_ROWS`, besides those of validations.
     best_step, best_score
-        The step whose weights are kept: that with the best foreground IoU, without validation the last
-        one that was looked at; 0 before there is one.
+        The step whose weights are kept: that with the best foreground IoU since training computes as
+        inference does (`Plan.settled_from`), without validation the last one that was looked at; 0 before
+        there is one.
     since_best
         Validations since then.
     """
@@ -41,7 +42,9 @@ class History:
         if step % ceil_div(steps, MOST_ROWS) == 0:
             self._close_row(step, facts)
 
-    def add_validation(self, step: int, validation: Validation | None, **facts: float) -> bool:
+    def add_validation(
+        self, step: int, validation: Validation | None, *, settled_from: int, **facts: float
+    ) -> bool:
         """What a validation found, None where there is nothing to validate on; whether it is the best."""
         if self.losses or not self.rows or self.rows[-1]["step"] != step:
             self._close_row(step, facts)
@@ -49,7 +52,9 @@ class History:
             self.best_step = step
             return True
         self.rows[-1]["scores"] = validation.to_dict()
-        better = validation.foreground_iou > self.best_score
+        # What scored well before was luck with the intensities of the validation regions.
+        outdated = self.best_step < settled_from <= step
+        better = outdated or validation.foreground_iou > self.best_score
         if better:
             self.best_step, self.best_score, self.since_best = step, validation.foreground_iou, 0
         else:

@@ -170,8 +170,9 @@ class _Loop:
 
     def _ended(self) -> bool:
         settings = self._plan.settings
-        patience = settings.early_stop
-        return self._done >= settings.steps or 0 < patience <= self.history.since_best
+        settled = self.history.best_step >= self._plan.settled_from
+        tired = settled and 0 < settings.early_stop <= self.history.since_best
+        return self._done >= settings.steps or tired
 
     def _settle(self, *, validate_too: bool = False) -> None:
         """Read the loss that is still unread; validate the weights as they are."""
@@ -198,7 +199,7 @@ class _Loop:
             network = network_of(self._plan, self._trainer.weights())
             found = validate(self._plan, network, self._ranks) if self._plan.validation else None
             scores = None if found is None else found.to_dict()
-            if self.history.add_validation(step, found, **facts):
+            if self.history.add_validation(step, found, settled_from=self._plan.settled_from, **facts):
                 self._best = network.state_dict()
                 if self._checkpoints is not None and self._ranks.is_first:
                     self._checkpoints.save_best(step, self._best)

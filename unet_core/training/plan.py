@@ -62,6 +62,14 @@ class Plan:
         """What the training regions hold, as far as was looked."""
         return tuple(int(n) for n in self.sampler.places.counts)
 
+    @property
+    def settled_from(self) -> int:
+        """The step from which training computes as inference does: batch norm with fixed statistics."""
+        share = self.settings.optimisation.freeze_norm
+        if self.spec.norm == "none" or share == 1:
+            return 1
+        return int(share * self.settings.steps) + 1
+
     def validation_tiling(self, region: LabelledRegion, *, roi: Box | None = None) -> Tiling:
         """Tiles for one validation region, or a part of it, each a block of its own: nothing is written."""
         roi = roi or region.region

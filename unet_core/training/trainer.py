@@ -30,6 +30,7 @@ class Trainer:
         settings = plan.settings
         exact_arithmetic()  # now, not at the first validation: it would change the steps after it
         self._settings, self._ranks = settings, ranks
+        self._settled_from = plan.settled_from
         self._device = torch.device(settings.device)
         self._format = channels_last(plan.spec.ndim)
         self.network = network.to(device=self._device, memory_format=self._format)  # type: ignore[call-overload]
@@ -54,6 +55,7 @@ class Trainer:
             group["lr"] = learning_rate(number, settings.steps, settings.optimisation)
         torch.manual_seed(_seed(settings.seed, number, self._ranks.rank))  # for dropout
         self.network.train()
+        self._freeze_norm(number)
         self._optimiser.zero_grad(set_to_none=True)
         parts = [self._moved(batch) for batch in batches]
         common: dict[str, Any] = {"settings": settings.loss, "class_weights": self._class_weights}
@@ -75,6 +77,16 @@ class Trainer:
         if self._average is not None:
             self._average.update(self.network, number)
         return self._ranks.add_up(total)
+
+    def _freeze_norm(self, number: int) -> None:
+        """From the plan's step on, let batch norm do as it will in inference."""
+        if number < self._settled_from or self._settled_from == 1:
+            return
+        if number == self._settled_from and self._average is not None:
+            self._average.give_statistics(self.network)  # its own are those of the last few patches
+        for module in self.network.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
 
     def _logits(self, part: Batch) -> Tensor:
         dtype = DTYPES[self._settings.dtype]
