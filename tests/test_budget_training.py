@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 
@@ -13,6 +12,7 @@ from hypothesis import given, settings
 from strategies import network_specs
 
 from flows.cluster import thread_environment
+from flows.rank_host import rank_environment
 from unet_core import budget
 from unet_core.architecture import UNetSpec
 from unet_core.model import UNet
@@ -68,7 +68,7 @@ CASES = [
 def test_predicted_memory_of_a_step_is_what_it_takes() -> None:
     cases = [(spec.to_dict(), patch, batch, dtype) for spec, patch, batch, dtype in CASES]
     command = [sys.executable, "-W", "ignore", "-c", PROBE, json.dumps(cases)]
-    environment = {**os.environ, **thread_environment(1)}
+    environment = {**thread_environment(1), **rank_environment()}
     done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=280, env=environment)
     measured = [int(line) for line in done.stdout.split()]
     assert len(measured) == len(CASES)

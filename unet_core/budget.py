@@ -25,8 +25,8 @@ WORKER_BASE = 310 * 2**20
 ITEM_SIZE = {"float32": 4, "auto": 4, "bfloat16": 2, "float16": 2}
 # A tile is never chosen larger than this, so that blocks stay short enough to retry and to share out.
 TILE_MEMORY = 3 * GIB
-# What the allocator keeps of tensors that were freed, in a training step (measured).
-_SLACK = 1.1
+# Bytes of freed tensors that the C library of a training rank is told to keep (`flows.rank_host`).
+TRAINING_KEPT = 48 * 2**20
 # Sides that tiles are tried with, rounded up to the stride: 1 is the smallest tile there is.
 _TILE_SIDES = (1, 16, 24, 32, 48, 64, 80, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512, 640, 768, 1024)
 
@@ -133,7 +133,7 @@ def training_bytes(
     copies = 2 + optimiser_states + average  # the weights and their gradients
     cast = 0 if item == 4 else item
     activations = batch * max(_kept(spec, spec.read_shape(patch), item))
-    return weights * (4 * copies + cast) + round(_SLACK * activations)
+    return weights * (4 * copies + cast) + activations + TRAINING_KEPT
 
 
 def training_weights(spec: UNetSpec) -> int:
