@@ -39,6 +39,7 @@ from unet_core.training import (
     preview,
     run,
     save,
+    trained_by_others,
     validate,
 )
 from unet_core.training.trainer import Trainer
@@ -293,6 +294,22 @@ def test_asked_to_stop_it_leaves_a_checkpoint_and_goes_on(halves, tmp_path):
     whole = run(plan)
     assert same_weights(second.network, whole.network)
     assert without_times(second) == without_times(whole)
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_stopped_before_the_first_validation_it_can_go_on(halves, tmp_path, ema):
+    """Also where so many steps make a row that there is none yet."""
+    source, held_out = halves
+    wanted = replace(QUICK, steps=4001, validate_every=100, optimisation=Optimisation(ema=ema))
+    plan = prepare([source], [held_out], TINY, wanted)
+    with hold(Store(tmp_path / "model")) as lease:
+        checkpoints = Checkpoints(Store(tmp_path / "model"), lease.epoch)
+        first = run(plan, checkpoints=checkpoints, should_stop=lambda: True)
+    assert (first.step, first.stopped, first.history.best_step, first.history.rows) == (1, True, 0, [])
+    assert first.history.best == {}
+    again = trained_by_others(plan, checkpoints, stopped=True)
+    assert replace(again, network=first.network) == first
+    assert same_weights(again.network, first.network)
 
 
 def test_it_ends_early_when_nothing_gets_better(halves):

@@ -58,8 +58,8 @@ class History:
 
     @property
     def best(self) -> dict[str, Any]:
-        """The row of the best step."""
-        return next(row for row in reversed(self.rows) if row["step"] == self.best_step)
+        """The row of the best step; empty before there is one."""
+        return next((row for row in reversed(self.rows) if row["step"] == self.best_step), {})
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -146,5 +146,11 @@ class Trainer:
         self._scaler.load_state_dict(facts["scaler"])
 
 
+def weights_in(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`Trainer.weights` when it had this `Trainer.state`."""
+    kinds = ("network.", "average.")  # the average of a tensor, where there is one, over the tensor
+    return {name.removeprefix(kind): state[name] for kind in kinds for name in state if name.startswith(kind)}
+
+
 def _seed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]) >> 1
