@@ -378,8 +378,12 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_place(tmp_path):
     source, _ = split(tmp_path, image, np.ones(image.shape, np.uint8))
     with pytest.raises(RunError, match="step 1 of 3") as caught:
         train([source], [], replace(TINY, norm="none"), QUICK)
-    assert "image.zarr in " in caught.value.where
+    everything = caught.value.where
+    assert everything.count("image.zarr in ") == QUICK.batch
     assert not [t for t in threading.enumerate() if t.name.startswith("batches")]
+    with pytest.raises(RunError, match="step 1 of 3") as caught:
+        train([source], [], replace(TINY, norm="none"), QUICK, ranks=OneOfSeveral())
+    assert caught.value.where == everything
 
 
 def test_weights_that_are_not_finite_are_not_kept(halves, tmp_path, monkeypatch):
@@ -403,6 +407,13 @@ def test_weights_that_are_not_finite_are_not_kept(halves, tmp_path, monkeypatch)
         assert checkpoints.steps() == [2]
         patched.undo()
         assert same_weights(run(plan, checkpoints=checkpoints).network, run(plan).network)
+
+
+class OneOfSeveral(Ranks):
+    """A rank with the last patch of a step, whose partners add nothing."""
+
+    def share(self, count: int) -> range:
+        return range(count - 1, count)
 
 
 class OthersAhead(Ranks):

@@ -6,7 +6,7 @@ whoever computes them and whenever. So a training that goes on from a checkpoint
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from math import isfinite
@@ -19,7 +19,7 @@ from torch import Tensor
 from unet_core.checkpoint import adopt, load_model
 from unet_core.errors import RunError
 from unet_core.model import UNet
-from unet_core.training.batches import Batch, batches
+from unet_core.training.batches import batches, places_of
 from unet_core.training.checkpoints import Checkpoint, Checkpoints
 from unet_core.training.history import History
 from unet_core.training.optimisation import learning_rate
@@ -78,8 +78,8 @@ def run(
     Raises
     ------
     RunError
-        The loss is not finite, with the step and its patches, or the weights are not, which are not kept
-        then; `DataError`: unusable data in a patch.
+        The loss is not finite, with the step and its patches, those of the other ranks too, or the weights
+        are not, which are not kept then; `DataError`: unusable data in a patch.
     StoreError, LostLeaseError
         A checkpoint cannot be written, or is no longer this process's to write.
     """
@@ -143,8 +143,8 @@ class _Loop:
         self._best: dict[str, Tensor] | None = None
         self.done = 0
         self._speed = 0.0
-        # Read a step late, so that a GPU need not wait for the host: (step, loss, where it came from).
-        self._unread: tuple[int, Tensor, Sequence[Batch]] | None = None
+        # Read a step late, so that a GPU need not wait for the host: (step, loss).
+        self._unread: tuple[int, Tensor] | None = None
         if checkpoints is not None and (found := checkpoints.latest()) is not None:
             trainer.load(found.tensors, found.facts["trainer"])
             self.history = History(**found.facts["history"])
@@ -177,7 +177,7 @@ class _Loop:
             for step, parts in enumerate(every, self.done + 1):
                 loss = self._trainer.step(step, parts)
                 self._settle()
-                self._unread = step, loss, parts
+                self._unread = step, loss
                 self.done = step
                 self.history.seconds = before + perf_counter() - began
                 self._speed = (step - first) * settings.batch / max(perf_counter() - began, 1e-9)
@@ -202,13 +202,13 @@ class _Loop:
         """Read the loss that is still unread; validate the weights as they are."""
         if self._unread is None:
             return
-        (step, loss, parts), self._unread = self._unread, None
+        (step, loss), self._unread = self._unread, None
         settings = self._plan.settings
         value = float(loss)
         if not isfinite(value):
             raise RunError(
                 f"the loss is not finite at step {step} of {settings.steps}",
-                where="; ".join(place for part in parts for place in part.places),
+                where="; ".join(places_of(self._plan, step)),
                 expected="a number",
                 found=value,
                 fix="lower the learning rate; the same command goes on from the last checkpoint",

@@ -86,9 +86,7 @@ class Trainer:
 
     def _moved(self, batch: Batch) -> Batch:
         if self._device.type != "cuda":
-            return Batch(
-                batch.image.contiguous(memory_format=self._format), batch.classes, batch.border, batch.places
-            )
+            return Batch(batch.image.contiguous(memory_format=self._format), batch.classes, batch.border)
 
         def sent(tensor: Tensor) -> Tensor:
             return tensor.pin_memory().to(self._device, non_blocking=True)
@@ -97,7 +95,6 @@ class Trainer:
             sent(batch.image).contiguous(memory_format=self._format),
             sent(batch.classes),
             None if batch.border is None else sent(batch.border),
-            batch.places,
         )
 
     def _without_exchange(self) -> Any:
