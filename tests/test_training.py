@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from unet_core.geometry import Box, round_up
 from unet_core.labelling import LabelledRegion
 from unet_core.ledger import hold
 from unet_core.loss import LossSettings
+from unet_core.records import rows_of
 from unet_core.training import (
     Checkpoints,
     Optimisation,
@@ -165,7 +167,7 @@ def test_the_best_weights_are_kept_and_saved(halves, tmp_path):
     source, held_out = halves
     wild = Optimisation(learning_rate=0.05)
     recipe = replace(QUICK, steps=8, validate_every=1, optimisation=wild)
-    reports = []
+    reports, before = [], time.time()
     trained = train([source], [held_out], TINY, recipe, on_progress=reports.append)
     history = trained.history
     scores = [row["scores"]["foreground_iou"] for row in history.rows]
@@ -176,6 +178,8 @@ def test_the_best_weights_are_kept_and_saved(halves, tmp_path):
     assert found.to_dict() == history.best["scores"]
 
     assert [r.step for r in reports] == list(range(1, 9))
+    times = [row.time for row in rows_of(history.rows)]
+    assert before <= times[0] <= times[-1] <= time.time()
     assert all(r.steps == 8 and r.patches_per_second > 0 and np.isfinite(r.loss) for r in reports)
     assert json.loads(json.dumps(reports[-1].scores)) == history.rows[-1]["scores"]
 
@@ -272,7 +276,7 @@ def test_a_killed_training_ends_as_one_that_was_not(tmp_path_factory, kills, rec
 
 
 def without_times(trained: Trained) -> list[dict]:
-    times = {"seconds", "patches_per_second"}
+    times = {"seconds", "time", "patches_per_second"}
     return [{k: v for k, v in row.items() if k not in times} for row in trained.history.rows]
 
 

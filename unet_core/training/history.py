@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from time import time
 from typing import Any
 
 from unet_core.geometry import ceil_div
@@ -18,9 +19,9 @@ class History:
     Parameters
     ----------
     rows
-        step, loss (mean since the row before), learning_rate, patches_per_second, seconds, and scores where
-        a validation followed that step (`Validation.to_dict`). A long training has one row for several
-        steps: at most about `MOST_ROWS`, besides those of validations.
+        step, loss (mean since the row before), learning_rate, patches_per_second, seconds of training, time
+        (Unix), and scores where a validation followed that step (`Validation.to_dict`). A long training has
+        one row for several steps: at most about `MOST_ROWS`, besides those of validations.
     best_step, best_score
         The step whose weights are kept: that with the best foreground IoU, without validation the last
         one that was looked at; 0 before there is one.
@@ -66,5 +67,5 @@ class History:
 
     def _close_row(self, step: int, facts: dict[str, float]) -> None:
         mean = sum(self.losses) / len(self.losses) if self.losses else None
-        self.rows.append({"step": step, "loss": mean, "seconds": self.seconds, **facts})
+        self.rows.append({"step": step, "loss": mean, "seconds": self.seconds, "time": time(), **facts})
         self.losses.clear()
