@@ -15,10 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unet_core.budget import STEPS_AHEAD
 from unet_core.sampling import Patch, generator
 from unet_core.training.plan import Plan
-
-_AHEAD = 3  # steps that are read while the network works
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ def batches(plan: Plan, items: range, *, first: int, threads: int) -> Generator[
         try:
             for step in range(first, plan.settings.steps + 1):
                 waiting.append(submit(step))
-                if len(waiting) > _AHEAD:
+                if len(waiting) > STEPS_AHEAD:
                     yield _collect(plan, waiting.popleft())
             while waiting:
                 yield _collect(plan, waiting.popleft())
