@@ -155,6 +155,7 @@ def _in_fresh_process(work: Work, index: int) -> Outcome:
         "arguments": work.arguments,
         "index": index,
         "timeout": work.timeout,
+        "parent": os.getpid(),
     }
     limit = None if work.timeout is None else work.timeout + _TO_START
     try:
@@ -189,8 +190,8 @@ def lost(error: str, details: str = "") -> Failed:
 
 def _main() -> None:
     """The fresh process: one request on standard input, one answer on the last line of standard output."""
-    end_with_parent(signal.SIGKILL)
     request = json.load(sys.stdin)
+    end_with_parent(signal.SIGKILL, parent=request["parent"])
     module, _, name = request["function"].partition(":")
     try:
         function = getattr(import_module(module), name)

@@ -66,7 +66,7 @@ def open_client(config: ClusterConfig) -> Iterator[Client]:
         with _cluster(config) as cluster, Client(cluster) as client:
             _wait_for_workers(client, config.kind)
             if config.kind == "local":
-                client.register_plugin(_DieWithParent())
+                client.register_plugin(_DieWithParent(os.getpid()))
             try:
                 yield client
             except BaseException:
@@ -167,8 +167,11 @@ class _DieWithParent(WorkerPlugin):  # type: ignore[misc]
 
     name = "die-with-parent"
 
+    def __init__(self, parent: int) -> None:
+        self._parent = parent
+
     def setup(self, worker: Any) -> None:
-        end_with_parent(signal.SIGKILL)
+        end_with_parent(signal.SIGKILL, parent=self._parent)
 
 
 def _stop_now(cluster: LocalCluster) -> None:

@@ -27,11 +27,11 @@ _EVERY = 0.5  # seconds between two progress events
 
 def main() -> int:
     """Run the job of this process."""
-    end_with_parent(signal.SIGKILL)
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the flow's to answer
-    job = json.loads(sys.stdin.readline())
+    job = json.loads(sys.stdin.readline())  # an empty line where the parent died before it wrote
+    end_with_parent(signal.SIGKILL, parent=job["parent"])
     with os.fdopen(job["events"], "w", buffering=1) as pipe:
 
         def tell(event: dict[str, Any]) -> None:

@@ -78,7 +78,7 @@ def run(
         )
         os.close(theirs)
         try:
-            line = json.dumps({**job, "events": theirs}).encode() + b"\n"
+            line = json.dumps({**job, "events": theirs, "parent": os.getpid()}).encode() + b"\n"
             with suppress(BrokenPipeError):  # dead at once: its log says why
                 _say(process, line)
             last, ended = _listen(process, ours, tell, wanted)

@@ -25,10 +25,11 @@ def supervised(work: Callable[[], int]) -> int:
     """
     # Held back until both have their handlers: one that came between would end the parent alone.
     signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
+    parent = os.getpid()
     child = os.fork()
     if child == 0:
         os.setsid()
-        end_with_parent()
+        end_with_parent(signal.SIGTERM, parent=parent)
         # Python's own way with SIGTERM would be to die at once, leaving Prefect's server and Dask's workers
         # behind; and a shell's background jobs are born with SIGINT ignored.
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -69,7 +70,17 @@ def _send(child: int, number: int) -> None:
         os.kill(child, signal.SIGTERM if number == signal.SIGHUP else number)
 
 
-def end_with_parent(number: int = signal.SIGTERM) -> None:
-    """Get a signal when the parent is killed; only Linux can, elsewhere this process would go on alone."""
+def end_with_parent(number: int, *, parent: int) -> None:
+    """Get a signal when the parent is killed, at once where that has happened by now.
+
+    Only Linux can; elsewhere this process would go on alone.
+
+    Parameters
+    ----------
+    parent
+        The parent's process id, as the parent has told it: an orphan cannot know whose it was.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, number)
+        if os.getppid() != parent:  # it died before the line above
+            os.kill(os.getpid(), number)

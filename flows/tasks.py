@@ -18,7 +18,6 @@ from flows.ranks import RankedTraining
 from flows.report.artifacts import TrainingArtifacts
 from flows.report.training import show_training
 from unet_core import training
-from unet_core.errors import RunError
 from unet_core.ingestion import IngestPlan, write_slab
 from unet_core.ledger import Done, Ledger, Stage, read_record
 from unet_core.segmentation import Planned, SegmentPlan, start
@@ -110,17 +109,11 @@ def train(*, run: Run, plan: training.Plan, max_restarts: int, loaders: int) -> 
             on_restart=logger.warning,
         )
         ended = ranked.run()
-        found = training.Checkpoints(run.output).latest()
-        if found is None:
-            raise RunError("the training left no checkpoint", where=run.output.url)
-        history = training.History(**found.facts["history"])
-        best = training.Checkpoints(run.output).best(found.best_step)
-        if best is None:
-            raise RunError("the best weights are not to be found", where=run.output.url)
-        progress.close(found.step, f"best at step {history.best_step}")
-    return training.Trained(
-        plan=plan, network=training.network_of(plan, best), history=history, stopped=ended["stopped"]
-    )
+        checkpoints = training.Checkpoints(run.output)
+        trained = training.trained_by_others(plan, checkpoints, stopped=ended["stopped"])
+        best = trained.history.best_step
+        progress.close(trained.step, f"best at step {best}" if best else "not validated yet")
+    return trained
 
 
 def _run_arguments(run: Run) -> tuple[Any, ...]:

@@ -110,15 +110,16 @@ def _train(**parameters: Any) -> dict[str, Any]:
 
 def _document(config: TrainConfig, trained: training.Trained, began: float) -> dict[str, Any]:
     history = trained.history
+    last = history.rows[-1]["loss"] if history.rows else None  # a long training closes a row now and then
     return {
         "command": "train",
         "status": "complete",
         "output": Store(config.to).url,
         "model": Store(config.to).url,
         "steps": config.steps,
-        "steps_done": history.rows[-1]["step"],
+        "steps_done": trained.step,
         "best_step": history.best_step,
-        "loss": history.rows[-1]["loss"],
+        "loss": last,
         "validation": history.best.get("scores"),
         "notes": list(training.notes(trained.plan)),
         "seconds": round(time.monotonic() - began, 3),

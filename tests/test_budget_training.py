@@ -5,17 +5,25 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tracemalloc
+from concurrent.futures import wait
+from contextlib import closing
+from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from strategies import network_specs
+from test_training import blobs, split
 
 from flows.cluster import thread_environment
 from flows.rank_host import rank_environment
 from unet_core import budget
 from unet_core.architecture import UNetSpec
 from unet_core.model import UNet
+from unet_core.training import Ranks, TrainSettings, bytes_per_rank, prepare
+from unet_core.training.batches import batches
+from unet_core.weight_map import BorderWeight
 
 WITHIN = 0.25  # of the measured peak, either way
 
@@ -86,6 +94,37 @@ def test_trained_weights_are_counted(spec: UNetSpec) -> None:
     with torch.device("meta"):
         network = UNet(spec)
     assert budget.training_weights(spec) == sum(p.numel() for p in network.parameters() if p.ndim > 1)
+
+
+@pytest.mark.parametrize("border", [None, BorderWeight()])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_patches_that_wait_are_counted(tmp_path, border, accumulate) -> None:
+    """Against what they take while the network works on the first step's."""
+    spec = UNetSpec.build(ndim=3, depth=1, base=4)
+    source, _ = split(tmp_path, *blobs((24, 24, 36), seed=0))
+    recipe = TrainSettings(
+        target="foreground", patch=(24, 24, 24), batch=5, steps=9, accumulate=accumulate, border=border
+    )
+    plan = prepare([source], [], spec, recipe)
+    items = Ranks(0, 2).share(recipe.batch)
+    list(batches(replace(plan, settings=replace(recipe, steps=1)), items, first=1, threads=1))  # fills caches
+    tracemalloc.start()
+    try:
+        with closing(batches(plan, items, first=1, threads=1)) as every:
+            first = next(every)
+            for futures in every.gi_frame.f_locals["waiting"]:
+                wait(futures)
+            held, _ = tracemalloc.get_traced_memory()
+            assert sum(len(batch.image) for batch in first) == len(items)
+    finally:
+        tracemalloc.stop()
+    beside = budget.beside_training_bytes(spec, recipe.patch, len(items), border=border is not None)
+    assert beside - 4 * budget.training_weights(spec) == pytest.approx(held, rel=0.05)
+    # The step's own bytes, and all these.
+    average = recipe.optimisation.ema > 0
+    step = budget.training_bytes(spec, recipe.patch, 3 if accumulate == 1 else 2, "float32", average=average)
+    full = budget.beside_training_bytes(spec, recipe.patch, 3, border=border is not None)
+    assert bytes_per_rank(plan, 2, dtype="float32") == budget.WORKER_BASE + step + full
 
 
 @settings(max_examples=30)

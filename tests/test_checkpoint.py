@@ -148,6 +148,32 @@ def test_an_unknown_entry(make_model):
 
 
 @pytest.mark.parametrize(
+    ("change", "where"),
+    [
+        ({"scale": {"offset": [float("nan")], "spread": [1.0]}}, "scale, offset"),
+        ({"scale": {"offset": ["0"], "spread": [1.0]}}, "scale, offset"),
+        ({"scale": {"offset": [0.0], "spread": [0]}}, "scale, spread"),
+        ({"scale": {"offset": [0.0], "spread": [-1.0]}}, "scale, spread"),
+        ({"scale": {"offset": [0.0], "spread": [float("inf")]}}, "scale, spread"),
+        ({"threshold": "abc"}, "threshold"),
+        ({"threshold": float("nan")}, "threshold"),
+        ({"threshold": 1.5}, "threshold"),
+        ({"threshold": True}, "threshold"),
+        ({"voxel_size": ["40", "8", "8"]}, "voxel_size"),
+        ({"voxel_size": [40.0, 0.0, 8.0]}, "voxel_size"),
+        ({"voxel_size": [40.0, 8.0]}, "voxel_size"),
+        ({"class_names": ["background", 1]}, "class_names"),
+        ({"unit": 5}, "unit"),
+    ],
+)
+def test_a_value_that_cannot_be_is_refused_by_name(change, where, make_model):
+    folder = make_model()
+    edit(folder, **change)
+    error = refusal(folder)
+    assert error.where == f"{folder}/model.json, {where}"
+
+
+@pytest.mark.parametrize(
     ("norm", "says"), [("group", "looks at statistics of the tile"), ("spectral", "cannot be built")]
 )
 def test_a_norm_that_cannot_be_tiled(norm, says, make_model):

@@ -458,6 +458,25 @@ def test_a_process_that_does_not_stop_is_ended(number: int) -> None:
     assert "interrupted" in err
 
 
+ORPHAN = """
+import os, signal, sys, time
+from flows.supervise import end_with_parent
+parent = os.getpid()
+if os.fork():
+    os._exit(0)
+while os.getppid() == parent:
+    time.sleep(0.01)
+end_with_parent(signal.SIGKILL, parent=parent)
+print("goes on", flush=True)
+"""
+
+
+def test_a_process_whose_parent_died_first_ends_too() -> None:
+    """The kernel's signal is for deaths to come."""
+    done = subprocess.run([sys.executable, "-c", ORPHAN], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("", "")
+
+
 def test_models_round_trip_through_their_folder(work: Path) -> None:
     stored = load_model(str(work / "model"))
     save_model(Store(work / "copy"), replace(stored.card), stored.network())

@@ -49,6 +49,7 @@ def histories(draw: st.DrawFn) -> list[TrainingRow]:
             learning_rate=draw(NUMBERS),
             patches_per_second=draw(NUMBERS),
             seconds=passed,
+            time=draw(st.floats(1e9, 4e9)),
             metrics=draw(st.dictionaries(st.sampled_from(NAMES), NUMBERS)),
         )
         for step, passed in zip(steps, seconds)
@@ -105,7 +106,7 @@ def test_tensorboard_reads_every_number(
     rows: list[TrainingRow], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = tmp_path_factory.mktemp("events")
-    (folder / "events.out.tfevents.0").write_bytes(event_file(rows, began=1000.0))
+    (folder / "events.out.tfevents.0").write_bytes(event_file(rows))
     expected: dict[str, list[tuple[int, float, float]]] = {}
     for row in rows:
         named: dict[str, float | None] = {
@@ -114,7 +115,7 @@ def test_tensorboard_reads_every_number(
         named |= {f"validation/{name.replace(' ', '_')}": value for name, value in row.metrics.items()}
         for tag, value in named.items():
             if value is not None:
-                expected.setdefault(tag, []).append((row.step, value, 1000.0 + (row.seconds or 0.0)))
+                expected.setdefault(tag, []).append((row.step, value, row.time))
     assert events_of(folder) == expected
 
 

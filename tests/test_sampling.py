@@ -125,6 +125,7 @@ def test_patches_are_what_the_volume_holds_there(case, seed, step, item):
 
     again = sampler.draw(generator(seed, step, item), augmented=False)
     assert again.box == drawn.box
+    assert sampler.where(generator(seed, step, item)) == f"{source.image.url} in {drawn.box}"
     np.testing.assert_array_equal(again.image, drawn.image)
 
 

@@ -109,6 +109,20 @@ def test_stopped_and_killed_it_ends_as_an_undisturbed_one(root, server, referenc
         np.testing.assert_array_equal(found[name], reference[name])
 
 
+def test_a_rank_that_is_stopped_before_the_first_validation_leaves_a_partial_run(root, server, tmp_path):
+    options = ("--steps", "9000", "--validate-every", "5000", "--workers", "1")
+    running = begin(root, tmp_path / "model", server, *options)
+    wait_until(lambda: newest(tmp_path / "model") or running.process.poll() is not None, "steps", 200)
+    (rank,) = running.find("flows.rank")
+    rank.terminate()
+    code, document, errors = running.end(60)
+    assert (code, document["status"]) == (1, "partial"), errors
+    assert (document["best_step"], document["validation"]) == (0, None)
+    assert document["steps_done"] == newest(tmp_path / "model")
+    assert "goes on" in document["error"]["to_do"]
+    assert status(str(tmp_path / "model"))["status"] == "partial"
+
+
 def damage_newest(to: Path) -> None:
     """One byte of the newest checkpoint; `verify` finds it, and the one before serves."""
     folder = to / ".unet-flows" / "checkpoints"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from unet_core.labelling import LabelledRegion
 from unet_core.ledger import hold
 from unet_core.loss import LossSettings
 from unet_core.model import UNet
+from unet_core.records import rows_of
 from unet_core.training import (
     Checkpoints,
     History,
@@ -42,6 +44,7 @@ from unet_core.training import (
     preview,
     run,
     save,
+    trained_by_others,
     validate,
 )
 from unet_core.training.batches import batches
@@ -169,7 +172,7 @@ def test_the_best_weights_are_kept_and_saved(halves, tmp_path):
     source, held_out = halves
     wild = Optimisation(learning_rate=0.05)
     recipe = replace(QUICK, steps=8, validate_every=1, optimisation=wild)
-    reports = []
+    reports, before = [], time.time()
     plain = replace(TINY, norm="none")
     trained = train([source], [held_out], plain, recipe, on_progress=reports.append)
     history = trained.history
@@ -181,6 +184,8 @@ def test_the_best_weights_are_kept_and_saved(halves, tmp_path):
     assert found.to_dict() == history.best["scores"]
 
     assert [r.step for r in reports] == list(range(1, 9))
+    times = [row.time for row in rows_of(history.rows)]
+    assert before <= times[0] <= times[-1] <= time.time()
     assert all(r.steps == 8 and r.patches_per_second > 0 and np.isfinite(r.loss) for r in reports)
     assert json.loads(json.dumps(reports[-1].scores)) == history.rows[-1]["scores"]
 
@@ -277,7 +282,7 @@ def test_a_killed_training_ends_as_one_that_was_not(tmp_path_factory, kills, rec
 
 
 def without_times(trained: Trained) -> list[dict]:
-    times = {"seconds", "patches_per_second"}
+    times = {"seconds", "time", "patches_per_second"}
     return [{k: v for k, v in row.items() if k not in times} for row in trained.history.rows]
 
 
@@ -299,6 +304,22 @@ def test_asked_to_stop_it_leaves_a_checkpoint_and_goes_on(halves, tmp_path):
     whole = run(plan)
     assert same_weights(second.network, whole.network)
     assert without_times(second) == without_times(whole)
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_stopped_before_the_first_validation_it_can_go_on(halves, tmp_path, ema):
+    """Also where so many steps make a row that there is none yet."""
+    source, held_out = halves
+    wanted = replace(QUICK, steps=4001, validate_every=100, optimisation=Optimisation(ema=ema))
+    plan = prepare([source], [held_out], TINY, wanted)
+    with hold(Store(tmp_path / "model")) as lease:
+        checkpoints = Checkpoints(Store(tmp_path / "model"), lease.epoch)
+        first = run(plan, checkpoints=checkpoints, should_stop=lambda: True)
+    assert (first.step, first.stopped, first.history.best_step, first.history.rows) == (1, True, 0, [])
+    assert first.history.best == {}
+    again = trained_by_others(plan, checkpoints, stopped=True)
+    assert replace(again, network=first.network) == first
+    assert same_weights(again.network, first.network)
 
 
 def test_it_ends_early_when_nothing_gets_better(halves):
@@ -369,8 +390,12 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_place(tmp_path):
     source, _ = split(tmp_path, image, np.ones(image.shape, np.uint8))
     with pytest.raises(RunError, match="step 1 of 3") as caught:
         train([source], [], replace(TINY, norm="none"), QUICK)
-    assert "image.zarr in " in caught.value.where
+    everything = caught.value.where
+    assert everything.count("image.zarr in ") == QUICK.batch
     assert not [t for t in threading.enumerate() if t.name.startswith("batches")]
+    with pytest.raises(RunError, match="step 1 of 3") as caught:
+        train([source], [], replace(TINY, norm="none"), QUICK, ranks=OneOfSeveral())
+    assert caught.value.where == everything
 
 
 def test_weights_that_are_not_finite_are_not_kept(halves, tmp_path, monkeypatch):
@@ -394,6 +419,13 @@ def test_weights_that_are_not_finite_are_not_kept(halves, tmp_path, monkeypatch)
         assert checkpoints.steps() == [2]
         patched.undo()
         assert same_weights(run(plan, checkpoints=checkpoints).network, run(plan).network)
+
+
+class OneOfSeveral(Ranks):
+    """A rank with the last patch of a step, whose partners add nothing."""
+
+    def share(self, count: int) -> range:
+        return range(count - 1, count)
 
 
 class OthersAhead(Ranks):

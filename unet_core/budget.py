@@ -25,6 +25,8 @@ WORKER_BASE = 310 * 2**20
 ITEM_SIZE = {"float32": 4, "auto": 4, "bfloat16": 2, "float16": 2}
 # A tile is never chosen larger than this, so that blocks stay short enough to retry and to share out.
 TILE_MEMORY = 3 * GIB
+# Steps whose patches a training reads while the network works.
+STEPS_AHEAD = 3
 # Bytes of freed tensors that the C library of a training rank is told to keep (`flows.rank_host`).
 TRAINING_KEPT = 48 * 2**20
 # Sides that tiles are tried with, rounded up to the stride: 1 is the smallest tile there is.
@@ -115,7 +117,7 @@ def training_bytes(
 ) -> int:
     """Peak bytes of one training step: weights with all that goes with them, and tensors kept for backward.
 
-    A worker's `WORKER_BASE` and the batches that wait beside the step are not counted.
+    A worker's `WORKER_BASE` and what lies beside the step (`beside_training_bytes`) are not counted.
 
     Parameters
     ----------
@@ -134,6 +136,25 @@ def training_bytes(
     cast = 0 if item == 4 else item
     activations = batch * max(_kept(spec, spec.read_shape(patch), item))
     return weights * (4 * copies + cast) + activations + TRAINING_KEPT
+
+
+def beside_training_bytes(spec: UNetSpec, patch: Shape, items: int, *, border: bool = False) -> int:
+    """Bytes that a training holds beside its step, in the host's memory whatever the device.
+
+    They are the best weights so far, and the patches of the step and of those that are read ahead: image with
+    context and border weights in float32, classes in a byte.
+
+    Parameters
+    ----------
+    patch
+        As in `training_bytes`.
+    items
+        Patches of a step, all of its parts together.
+    border
+        Whether there is a border weight map.
+    """
+    one = 4 * spec.in_channels * prod(spec.read_shape(patch)) + prod(patch) * (1 + 4 * border)
+    return 4 * training_weights(spec) + (STEPS_AHEAD + 1) * items * one
 
 
 def training_weights(spec: UNetSpec) -> int:

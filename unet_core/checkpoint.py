@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from math import inf, isfinite
 from typing import Any
 
 import torch
@@ -64,6 +65,40 @@ class ModelCard:
                     expected=f"{expected}, as the network has",
                     found=found,
                 )
+        positive, size, names = "finite numbers above 0", self.voxel_size, self.class_names
+        problems: list[tuple[bool, str, str, Any]] = [
+            (all(isinstance(name, str) for name in names), "class_names", "text", names),
+            (isinstance(self.target, str), "target", "text", self.target),
+            (self.unit is None or isinstance(self.unit, str), "unit", "text", self.unit),
+            (_numbers(self.scale.offset), "scale, offset", "finite numbers", self.scale.offset),
+            # Its reciprocal is a factor in float32.
+            (_numbers(self.scale.spread, above=1e-38), "scale, spread", positive, self.scale.spread),
+            (
+                size is None or (len(size) == 3 and _numbers(size, above=0)),
+                "voxel_size",
+                f"three {positive}",
+                size,
+            ),
+            (
+                self.threshold is None or (_numbers((self.threshold,)) and 0 <= self.threshold <= 1),
+                "threshold",
+                "a probability from 0 to 1",
+                self.threshold,
+            ),
+        ]
+        for possible, place, wanted, value in problems:
+            if not possible:
+                raise InputError(
+                    "this model card holds an impossible value", where=place, expected=wanted, found=value
+                )
+
+
+def _numbers(values: Iterable[Any], *, above: float = -inf) -> bool:
+    """Whether all of them are finite numbers above a bound; JSON brings whatever somebody wrote."""
+    return all(
+        isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value) and value > above
+        for value in values
+    )
 
 
 @dataclass(frozen=True)
@@ -187,7 +222,7 @@ def parse_card(description: bytes, *, where: str) -> ModelCard:
             found=error.found,
             fix=error.fix,
         ) from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise InputError("this model description cannot be read", where=where, found=repr(error)) from None
 
 

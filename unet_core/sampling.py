@@ -16,7 +16,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from unet_core.augment import AugmentSettings, Spatial, recolour
+from unet_core.augment import AugmentSettings, Spatial, Transform, recolour
 from unet_core.errors import DataError, InputError
 from unet_core.geometry import Box, Shape
 from unet_core.labelling import LabelledRegion, Labelling
@@ -116,10 +116,8 @@ class Sampler:
         DataError
             NaN or infinite intensities, or a label that the network has no class for, with their place.
         """
-        index, voxel = self._choose(rng)
+        index, voxel, transform, box = self._place(rng)
         source, spatial = self.sources[index], self._spatial[index]
-        transform = spatial.draw(rng)
-        box = _box(source.region, self.patch, voxel, rng)
         if not augmented:
             transform = spatial.still()
         view = transform.place(box, voxel)
@@ -136,6 +134,11 @@ class Sampler:
             view.labels(self.labelling.read(source, view.label_box)),
             None if border is None else view.labels(border, linear=True),
         )
+
+    def where(self, rng: np.random.Generator) -> str:
+        """Where `draw` would take its patch from, for people; nothing is read."""
+        index, _, _, box = self._place(rng)
+        return f"{self.sources[index].image.url} in {box}"
 
     @property
     def largest_read(self) -> Shape:
@@ -183,6 +186,12 @@ class Sampler:
                 for k in range(1, self.labelling.classes)
             ]
         return tuple(lot for lot in lots if lot.amounts.any())
+
+    def _place(self, rng: np.random.Generator) -> tuple[int, Shape | None, Transform, Box]:
+        """All that is drawn but colours: a source, a voxel that the patch must hold, its turn, its box."""
+        index, voxel = self._choose(rng)
+        transform = self._spatial[index].draw(rng)
+        return index, voxel, transform, _box(self.sources[index].region, self.patch, voxel, rng)
 
     def _choose(self, rng: np.random.Generator) -> tuple[int, Shape | None]:
         """A source, and a voxel that the patch must hold, if any."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import log2, prod
 
 from unet_core.architecture import UNetSpec
-from unet_core.budget import GIB, training_bytes
+from unet_core.budget import GIB, beside_training_bytes, training_bytes
 from unet_core.errors import InputError
 from unet_core.geometry import Shape, round_up
 from unet_core.proposal.facts import ImageFacts, LabelFacts, Machine
@@ -71,7 +71,6 @@ def choose_network(
     InputError
         Not even the smallest patch of the shallowest network fits in memory.
     """
-    dtype = "float32" if machine.device == "cpu" else "bfloat16"
     base = _FEATURES[machine.device, ndim]
     flat = flat_levels(image) if ndim == 3 else 0
     for depth in range(_wanted_depth(labels, ndim), 0, -1):
@@ -90,23 +89,34 @@ def choose_network(
         if depth > 1 and any(c > n for c, n in zip(lower, image.shape[3 - ndim :])):
             continue
         for patch in _patches(spec, region[3 - ndim :], image.anisotropy):
-            needed = training_bytes(spec, patch, 1, dtype)
+            needed = _needed(spec, patch, 1, machine)
             work = spec.macs(spec.read_shape(patch))
             smallest = patch == spec.stride
             if needed <= machine.memory and (work <= _WORK[machine.device] or smallest):
                 batch = 1
                 while batch < _LARGEST_BATCH and 2 * batch * work <= _WORK[machine.device]:
-                    if training_bytes(spec, patch, 2 * batch, dtype) > machine.memory:
+                    if _needed(spec, patch, 2 * batch, machine) > machine.memory:
                         break
                     batch *= 2
-                total = training_bytes(spec, patch, batch, dtype)
-                return Network(spec=spec, patch=patch, batch=batch, dtype=dtype, needed=total)
+                total = _needed(spec, patch, batch, machine)
+                return Network(spec=spec, patch=patch, batch=batch, dtype=_dtype(machine), needed=total)
     raise InputError(
         "no network fits in memory",
-        expected=f"{training_bytes(spec, spec.stride, 1, dtype) / GIB:.2f} GiB for a step of the smallest",
+        expected=f"{_needed(spec, spec.stride, 1, machine) / GIB:.2f} GiB for a step of the smallest",
         found=f"{machine.memory / GIB:.2f} GiB",
         fix="use a larger machine, or close other programs",
     )
+
+
+def _dtype(machine: Machine) -> str:
+    return "float32" if machine.device == "cpu" else "bfloat16"
+
+
+def _needed(spec: UNetSpec, patch: Shape, batch: int, machine: Machine) -> int:
+    """Bytes of the device's memory that a training takes, with a border weight map: data may ask for one."""
+    step = training_bytes(spec, patch, batch, _dtype(machine))
+    beside = beside_training_bytes(spec, patch, batch, border=True)
+    return step + beside if machine.device == "cpu" else step
 
 
 def _wanted_depth(labels: LabelFacts, ndim: int) -> int:

@@ -18,26 +18,23 @@ FOLDER = "tensorboard"
 NAME = f"{FOLDER}/events.out.tfevents.0000000000.training"
 
 
-def event_file(rows: Sequence[TrainingRow], *, began: float = 0.0) -> bytes:
-    """One scalar per row and number that there is.
+def event_file(rows: Sequence[TrainingRow]) -> bytes:
+    """One scalar per row and number that there is, at the row's own time; nothing where there are no rows.
 
-    Rows that are added later are added at the end and change no byte before: a TensorBoard that watches the
-    file goes on reading where it was.
-
-    Parameters
-    ----------
-    began
-        Unix time of the first step: `seconds` are counted from it. The same for every writing of a training.
+    Rows that are added later are added at the end and change no byte before, whenever they are written: a
+    TensorBoard that watches the file goes on reading where it was.
     """
+    if not rows:
+        return b""
     from tensorboardX.proto.event_pb2 import Event
     from tensorboardX.record_writer import RecordWriter
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "events"
         writer = RecordWriter(str(path))
-        writer.write(Event(wall_time=began, file_version="brain.Event:2").SerializeToString())
+        writer.write(Event(wall_time=rows[0].time, file_version="brain.Event:2").SerializeToString())
         for row in rows:
-            event: Any = Event(wall_time=began + (row.seconds or 0.0), step=row.step)
+            event: Any = Event(wall_time=row.time, step=row.step)
             for tag, value in _scalars(row):
                 event.summary.value.add(tag=tag, simple_value=value)
             writer.write(event.SerializeToString())

@@ -17,7 +17,8 @@ _PER_CLASS = ("iou", "dice")
 class TrainingRow:
     """The state after `step` optimiser steps.
 
-    `loss` is the mean since the row before. `seconds` count from the first step, over all resumptions.
+    `loss` is the mean since the row before. `seconds` count from the first step, over all resumptions but
+    not the pauses between them; `time` is the Unix time of the row, 0 where nobody noted it.
     `metrics` are those of a validation that followed the step, by name; None is a metric without a value,
     such as the IoU of a class that is nowhere. Empty where no validation followed.
     """
@@ -27,6 +28,7 @@ class TrainingRow:
     learning_rate: float | None = None
     patches_per_second: float | None = None
     seconds: float | None = None
+    time: float = 0.0
     metrics: Mapping[str, float | None] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -44,6 +46,7 @@ def rows_of(history: Iterable[Mapping[str, Any]]) -> tuple[TrainingRow, ...]:
         TrainingRow(
             step=row["step"],
             **{name: row.get(name) for name in _FIELDS[1:]},
+            time=row.get("time", 0.0),
             metrics=row.get("metrics") or dict(_flat(row.get("scores") or {})),
         )
         for row in history

@@ -17,11 +17,10 @@ def write_records(
     *,
     title: str = "",
     best_step: int | None = None,
-    began: float = 0.0,
 ) -> None:
     """Write metrics.csv, the event file and training.png anew, each whole or not at all.
 
-    Meant to follow each validation. `began`: see `event_file`; `best_step`: see `curve_png`.
+    Meant to follow each validation. `best_step`: see `curve_png`.
 
     Raises
     ------
@@ -29,7 +28,7 @@ def write_records(
         The store does not take them. What was there before is as it was.
     """
     store.write(TABLE, csv_table(rows))
-    store.write(NAME, event_file(rows, began=began))
+    store.write(NAME, event_file(rows))
     store.write(CURVE, curve_png(rows, title=title, best_step=best_step))
 
 

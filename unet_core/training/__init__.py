@@ -9,7 +9,7 @@ and `history` are what a killed training goes on from.
 
 from unet_core.training.checkpoints import Checkpoint, Checkpoints
 from unet_core.training.history import History
-from unet_core.training.loop import Progress, Trained, run
+from unet_core.training.loop import Progress, Trained, run, trained_by_others
 from unet_core.training.optimisation import Optimisation, learning_rate
 from unet_core.training.plan import Plan, on_device, prepare, require_device
 from unet_core.training.ranks import Ranks, joined
@@ -46,5 +46,6 @@ __all__ = [
     "require_memory",
     "run",
     "save",
+    "trained_by_others",
     "validate",
 ]

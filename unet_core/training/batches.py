@@ -15,10 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unet_core.budget import STEPS_AHEAD
 from unet_core.sampling import Patch, generator
 from unet_core.training.plan import Plan
-
-_AHEAD = 3  # steps that are read while the network works
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,12 @@ class Batch:
     image: Tensor
     classes: Tensor
     border: Tensor | None
-    places: tuple[str, ...]
+
+
+def places_of(plan: Plan, step: int) -> tuple[str, ...]:
+    """Where all ranks' patches of a step come from, for people; nothing is read."""
+    seed = plan.settings.seed
+    return tuple(plan.sampler.where(generator(seed, step, k)) for k in range(plan.settings.batch))
 
 
 def batches(plan: Plan, items: range, *, first: int, threads: int) -> Generator[list[Batch]]:
@@ -47,7 +51,7 @@ def batches(plan: Plan, items: range, *, first: int, threads: int) -> Generator[
         try:
             for step in range(first, plan.settings.steps + 1):
                 waiting.append(submit(step))
-                if len(waiting) > _AHEAD:
+                if len(waiting) > STEPS_AHEAD:
                     yield _collect(plan, waiting.popleft())
             while waiting:
                 yield _collect(plan, waiting.popleft())
@@ -74,5 +78,4 @@ def collate(plan: Plan, patches: Sequence[Patch]) -> Batch:
         torch.from_numpy(images),
         torch.from_numpy(classes),
         torch.from_numpy(np.stack(borders)) if borders else None,
-        tuple(f"{plan.sampler.sources[p.source].image.url} in {p.box}" for p in patches),
     )

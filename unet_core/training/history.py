@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from time import time
 from typing import Any
 
 from unet_core.geometry import ceil_div
@@ -18,9 +19,9 @@ class History:
     Parameters
     ----------
     rows
-        step, loss (mean since the row before), learning_rate, patches_per_second, seconds, and scores where
-        a validation followed that step (`Validation.to_dict`). A long training has one row for several
-        steps: at most about `MOST_ROWS`, besides those of validations.
+        step, loss (mean since the row before), learning_rate, patches_per_second, seconds of training, time
+        (Unix), and scores where a validation followed that step (`Validation.to_dict`). A long training has
+        one row for several steps: at most about `MOST_ROWS`, besides those of validations.
     best_step, best_score
         The step whose weights are kept: that with the best foreground IoU since training computes as
         inference does (`Plan.settled_from`), without validation the last one that was looked at; 0 before
@@ -63,13 +64,13 @@ class History:
 
     @property
     def best(self) -> dict[str, Any]:
-        """The row of the best step."""
-        return next(row for row in reversed(self.rows) if row["step"] == self.best_step)
+        """The row of the best step; empty before there is one."""
+        return next((row for row in reversed(self.rows) if row["step"] == self.best_step), {})
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     def _close_row(self, step: int, facts: dict[str, float]) -> None:
         mean = sum(self.losses) / len(self.losses) if self.losses else None
-        self.rows.append({"step": step, "loss": mean, "seconds": self.seconds, **facts})
+        self.rows.append({"step": step, "loss": mean, "seconds": self.seconds, "time": time(), **facts})
         self.losses.clear()

@@ -6,7 +6,7 @@ whoever computes them and whenever. So a training that goes on from a checkpoint
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from math import isfinite
@@ -19,13 +19,13 @@ from torch import Tensor
 from unet_core.checkpoint import adopt, load_model
 from unet_core.errors import RunError
 from unet_core.model import UNet
-from unet_core.training.batches import Batch, batches
+from unet_core.training.batches import batches, places_of
 from unet_core.training.checkpoints import Checkpoint, Checkpoints
 from unet_core.training.history import History
 from unet_core.training.optimisation import learning_rate
 from unet_core.training.plan import Plan
 from unet_core.training.ranks import Ranks
-from unet_core.training.trainer import Trainer
+from unet_core.training.trainer import Trainer, weights_in
 from unet_core.training.validation import network_of, validate
 
 LOADERS = 2  # threads that read and augment patches
@@ -47,12 +47,14 @@ class Progress:
 class Trained:
     """The network with its best weights (eval mode, on the CPU), and how it got them.
 
+    Where no step has been looked at yet, the weights are those of now. `step` is the last one that was done;
     `stopped` where the training was asked to stop before its last step; it can go on from its checkpoint.
     """
 
     plan: Plan
     network: UNet
     history: History
+    step: int
     stopped: bool = False
 
 
@@ -76,8 +78,8 @@ def run(
     Raises
     ------
     RunError
-        The loss is not finite, with the step and its patches, or the weights are not, which are not kept
-        then; `DataError`: unusable data in a patch.
+        The loss is not finite, with the step and its patches, those of the other ranks too, or the weights
+        are not, which are not kept then; `DataError`: unusable data in a patch.
     StoreError, LostLeaseError
         A checkpoint cannot be written, or is no longer this process's to write.
     """
@@ -90,8 +92,31 @@ def run(
         loop = _Loop(plan, ranks, trainer, checkpoints, on_progress, on_validation)
         stopped = loop.run(should_stop, loaders)
     return Trained(
-        plan=plan, network=network_of(plan, loop.weights()), history=loop.history, stopped=stopped
+        plan=plan,
+        network=network_of(plan, loop.weights()),
+        history=loop.history,
+        step=loop.done,
+        stopped=stopped,
     )
+
+
+def trained_by_others(plan: Plan, checkpoints: Checkpoints, *, stopped: bool) -> Trained:
+    """What `run` returned in other processes, from the checkpoints that they left.
+
+    Raises
+    ------
+    RunError
+        There is none.
+    """
+    found = checkpoints.latest()
+    if found is None:
+        raise RunError("the training left no checkpoint", where=checkpoints.store.url)
+    weights = checkpoints.best(found.best_step) if found.best_step else weights_in(found.tensors)
+    if weights is None:
+        raise RunError("the best weights are not to be found", where=checkpoints.store.url)
+    history = History(**found.facts["history"])
+    network = network_of(plan, weights)
+    return Trained(plan=plan, network=network, history=history, step=found.step, stopped=stopped)
 
 
 def _initial(plan: Plan) -> UNet:
@@ -116,23 +141,23 @@ class _Loop:
         self._checkpoints, self._tell, self._show = checkpoints, on_progress, on_validation
         self.history = History()
         self._best: dict[str, Tensor] | None = None
-        self._done = 0
+        self.done = 0
         self._speed = 0.0
-        # Read a step late, so that a GPU need not wait for the host: (step, loss, where it came from).
-        self._unread: tuple[int, Tensor, Sequence[Batch]] | None = None
+        # Read a step late, so that a GPU need not wait for the host: (step, loss).
+        self._unread: tuple[int, Tensor] | None = None
         if checkpoints is not None and (found := checkpoints.latest()) is not None:
             trainer.load(found.tensors, found.facts["trainer"])
             self.history = History(**found.facts["history"])
             self._best = checkpoints.best(found.best_step) if found.best_step else None
-            self._done = found.step
+            self.done = found.step
         # A file system may show the others an older state for a while.
-        steps = torch.tensor(float(self._done), device=plan.settings.device)
-        if float(ranks.add_up(steps)) != self._done * ranks.world:
+        steps = torch.tensor(float(self.done), device=plan.settings.device)
+        if float(ranks.add_up(steps)) != self.done * ranks.world:
             raise RunError(
                 "the ranks see different checkpoints",
                 where=None if checkpoints is None else checkpoints.store.url,
                 expected="one state to go on from",
-                found=f"rank {ranks.rank} that of step {self._done}, others another",
+                found=f"rank {ranks.rank} that of step {self.done}, others another",
                 fix="give the same command again in a minute",
             )
 
@@ -146,14 +171,14 @@ class _Loop:
         if self._ended():
             return False
         items = self._ranks.share(settings.batch)
-        with closing(batches(self._plan, items, first=self._done + 1, threads=loaders)) as every:
+        with closing(batches(self._plan, items, first=self.done + 1, threads=loaders)) as every:
             began = perf_counter()
-            first, before = self._done, self.history.seconds
-            for step, parts in enumerate(every, self._done + 1):
+            first, before = self.done, self.history.seconds
+            for step, parts in enumerate(every, self.done + 1):
                 loss = self._trainer.step(step, parts)
                 self._settle()
-                self._unread = step, loss, parts
-                self._done = step
+                self._unread = step, loss
+                self.done = step
                 self.history.seconds = before + perf_counter() - began
                 self._speed = (step - first) * settings.batch / max(perf_counter() - began, 1e-9)
                 stop = self._ranks.is_first and should_stop()
@@ -172,19 +197,19 @@ class _Loop:
         settings = self._plan.settings
         settled = self.history.best_step >= self._plan.settled_from
         tired = settled and 0 < settings.early_stop <= self.history.since_best
-        return self._done >= settings.steps or tired
+        return self.done >= settings.steps or tired
 
     def _settle(self, *, validate_too: bool = False) -> None:
         """Read the loss that is still unread; validate the weights as they are."""
         if self._unread is None:
             return
-        (step, loss, parts), self._unread = self._unread, None
+        (step, loss), self._unread = self._unread, None
         settings = self._plan.settings
         value = float(loss)
         if not isfinite(value):
             raise RunError(
                 f"the loss is not finite at step {step} of {settings.steps}",
-                where="; ".join(place for part in parts for place in part.places),
+                where="; ".join(places_of(self._plan, step)),
                 expected="a number",
                 found=value,
                 fix="lower the learning rate; the same command goes on from the last checkpoint",
@@ -221,11 +246,11 @@ class _Loop:
     def _save(self) -> None:
         if self._checkpoints is None or not self._ranks.is_first:
             return
-        self._require_finite_weights(self._done)
+        self._require_finite_weights(self.done)
         tensors, facts = self._trainer.state()
         self._checkpoints.save(
             Checkpoint(
-                self._done,
+                self.done,
                 tensors,
                 {"trainer": facts, "history": self.history.to_dict()},
                 self.history.best_step,

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from unet_core.budget import GIB, WORKER_BASE, training_bytes
+from unet_core.budget import GIB, WORKER_BASE, beside_training_bytes, training_bytes
 from unet_core.errors import InputError
 from unet_core.geometry import ceil_div
 from unet_core.training.plan import Plan
 
 
 def bytes_per_rank(plan: Plan, ranks: int, *, dtype: str) -> int:
-    """Peak memory of one of so many ranks, in bytes; on a GPU all but `WORKER_BASE` lies there."""
+    """Peak memory of one of so many ranks, in bytes; with a GPU the step itself lies there."""
     settings = plan.settings
-    items = ceil_div(ceil_div(settings.batch, ranks), settings.accumulate)
+    items = ceil_div(settings.batch, ranks)
     patch = settings.patch[3 - plan.spec.ndim :]
     states = 2 if settings.optimisation.optimiser == "adamw" else 1
     average = settings.optimisation.ema > 0
-    return WORKER_BASE + training_bytes(
-        plan.spec, patch, items, dtype, optimiser_states=states, average=average
-    )
+    part = ceil_div(items, settings.accumulate)
+    step = training_bytes(plan.spec, patch, part, dtype, optimiser_states=states, average=average)
+    beside = beside_training_bytes(plan.spec, patch, items, border=settings.border is not None)
+    return WORKER_BASE + step + beside
 
 
 def require_memory(plan: Plan, ranks: int, *, dtype: str, available: int) -> None:

@@ -98,9 +98,7 @@ class Trainer:
 
     def _moved(self, batch: Batch) -> Batch:
         if self._device.type != "cuda":
-            return Batch(
-                batch.image.contiguous(memory_format=self._format), batch.classes, batch.border, batch.places
-            )
+            return Batch(batch.image.contiguous(memory_format=self._format), batch.classes, batch.border)
 
         def sent(tensor: Tensor) -> Tensor:
             return tensor.pin_memory().to(self._device, non_blocking=True)
@@ -109,7 +107,6 @@ class Trainer:
             sent(batch.image).contiguous(memory_format=self._format),
             sent(batch.classes),
             None if batch.border is None else sent(batch.border),
-            batch.places,
         )
 
     def _without_exchange(self) -> Any:
@@ -156,6 +153,12 @@ class Trainer:
             state.setdefault(int(index), {})[entry] = tensor
         self._optimiser.load_state_dict({**self._optimiser.state_dict(), "state": state})
         self._scaler.load_state_dict(facts["scaler"])
+
+
+def weights_in(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`Trainer.weights` when it had this `Trainer.state`."""
+    kinds = ("network.", "average.")  # the average of a tensor, where there is one, over the tensor
+    return {name.removeprefix(kind): state[name] for kind in kinds for name in state if name.startswith(kind)}
 
 
 def _seed(*numbers: int) -> int:
