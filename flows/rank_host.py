@@ -19,6 +19,8 @@ from urllib.parse import urlsplit
 
 from distributed import get_worker
 
+from flows import gpus
+
 _LOOK = 0.5  # seconds between two looks whether the rank is still wanted
 PATIENCE = 6.0  # seconds that a rank has to finish its step and write a checkpoint
 _TAIL = 4000
@@ -50,7 +52,13 @@ def host(job: dict[str, Any], topic: str) -> dict[str, Any]:
 def run(
     job: dict[str, Any], tell: Callable[[dict[str, Any]], None], wanted: Callable[[], bool]
 ) -> dict[str, Any]:
-    """`host` without Dask: rank, exit code, the end of its log, and what it said of its end."""
+    """`host` without Dask: rank, exit code, the end of its log, and what it said of its end.
+
+    The job's `gpu`, where it has one, is all that the rank sees of this machine's GPUs.
+    """
+    environment = dict(os.environ)
+    if job.get("gpu") is not None:
+        environment[gpus.VARIABLE] = job["gpu"]
     ours, theirs = os.pipe()
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
@@ -59,6 +67,7 @@ def run(
             stdout=log,
             stderr=log,
             pass_fds=(theirs,),
+            env=environment,
         )
         os.close(theirs)
         try:
