@@ -215,7 +215,7 @@ class TrainConfig(Config):
     early_stop: Count = Field(0, description="End after so many validations without a better one; 0 never")
     seed: Count = Field(0, description="Of weights, patches and augmentation")
     workers: int | None = Field(
-        None, ge=1, description="Ranks on this machine; the default is one with all cores, or one per GPU"
+        None, ge=1, description="Ranks on this machine; the default is one per GPU, or one with all cores"
     )
     cluster: str | None = Field(None, description="TOML file that says where Dask workers come from")
     loaders: Positive = Field(2, description="Threads of a rank that read and augment patches")

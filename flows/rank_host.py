@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 from distributed import get_worker
 
+from flows import gpus
 from unet_core import budget
 
 _LOOK = 0.5  # seconds between two looks whether the rank is still wanted
@@ -65,7 +66,13 @@ def rank_environment() -> dict[str, str]:
 def run(
     job: dict[str, Any], tell: Callable[[dict[str, Any]], None], wanted: Callable[[], bool]
 ) -> dict[str, Any]:
-    """`host` without Dask: rank, exit code, the end of its log, and what it said of its end."""
+    """`host` without Dask: rank, exit code, the end of its log, and what it said of its end.
+
+    The job's `gpu`, where it has one, is all that the rank sees of this machine's GPUs.
+    """
+    environment = rank_environment()
+    if job.get("gpu") is not None:
+        environment[gpus.VARIABLE] = job["gpu"]
     ours, theirs = os.pipe()
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
@@ -74,7 +81,7 @@ def run(
             stdout=log,
             stderr=log,
             pass_fds=(theirs,),
-            env=rank_environment(),
+            env=environment,
         )
         os.close(theirs)
         try:

@@ -13,17 +13,19 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 from distributed import Client, Future
 
-from flows import rank_host
+from flows import gpus, rank_host
 from unet_core.errors import RunError, UnetFlowsError
 
 _LOOK = 0.5  # seconds between two looks at the ranks
 _LOOK_AT_WORKERS = 3.0
 _LAST_WORDS = 3.0
 _MEETING = 300.0  # seconds until the first rank has loaded its libraries and said where to meet
-_WORKERS_PATIENCE = 60.0  # seconds that a training waits for as many workers as it had
+_ARRIVAL = 600.0  # seconds that a training waits for the workers that its cluster was asked for
+_WORKERS_PATIENCE = 60.0  # seconds that it waits, after a death, for as many as it had
 
 
 class RankDiedError(RunError):
@@ -40,6 +42,12 @@ class RankedTraining:
         What every rank is told (`flows.rank`), without rank and world.
     most
         Ranks at most: the patches of a step.
+    asked
+        Workers that the cluster was asked for; some may still be on their way.
+    on_gpus
+        Whether each rank needs a GPU of its own.
+    on_note
+        Is told what people should know beside restarts, a sentence each.
     """
 
     client: Client
@@ -48,6 +56,9 @@ class RankedTraining:
     max_restarts: int
     on_progress: Callable[[dict[str, Any]], None]
     on_restart: Callable[[str], None]
+    asked: int = 1
+    on_gpus: bool = False
+    on_note: Callable[[str], None] = lambda text: None
     restarts: int = field(default=0, init=False)
 
     def run(self) -> dict[str, Any]:
@@ -57,21 +68,26 @@ class RankedTraining:
         ------
         RunError
             An error that would come again, as the rank told it; or ranks died more than `max_restarts` times.
+        InputError
+            A machine has more ranks than GPUs.
         """
-        world = min(self.most, len(self.workers()))
+        workers = self._arrived()
+        world = len(workers)
         while True:
             try:
-                return self._attempt(self._available(world))
+                return self._attempt(workers)
             except RankDiedError as error:
                 if self.restarts >= self.max_restarts:
                     error.fix = "look at the workers' logs; the same command goes on from the last checkpoint"
                     raise
                 self.restarts += 1
                 self.on_restart(f"{error.problem}; restart {self.restarts} of {self.max_restarts}")
+            workers = self._available(world, _WORKERS_PATIENCE)
 
     def _attempt(self, workers: list[str]) -> dict[str, Any]:
+        devices = self._devices(workers)
         with self._events() as events:
-            ranks = _Ranks(self, workers, events)
+            ranks = _Ranks(self, workers, devices, events)
             try:
                 return ranks.run()
             except RankDiedError:
@@ -84,9 +100,35 @@ class RankedTraining:
         """Addresses of those that are there, in a fixed order."""
         return sorted(self.client.scheduler_info(n_workers=-1)["workers"])
 
-    def _available(self, world: int) -> list[str]:
+    def _arrived(self) -> list[str]:
+        """The workers to begin with: a job queue may bring them one by one."""
+        wanted, there = min(self.most, self.asked), len(self.workers())
+        if there < wanted:
+            patience = f"{_ARRIVAL / 60:.0f} minutes"
+            self.on_note(f"{there} of {wanted} workers are there; waiting up to {patience} for the others")
+        workers = self._available(max(wanted, min(self.most, there)), _ARRIVAL)
+        if len(workers) < wanted:
+            self.on_note(f"training on the {len(workers)} of {wanted} workers that came in time")
+        if (idle := max(self.asked, len(self.workers())) - self.most) > 0:
+            self.on_note(
+                f"a step has {self.most} patches, at least one for each rank: {idle} workers stay idle; "
+                "choose a larger batch, or fewer workers"
+            )
+        return workers
+
+    def _devices(self, workers: list[str]) -> list[str | None]:
+        """The GPU of each worker's rank; None where it needs none."""
+        if not self.on_gpus:
+            return [None for _ in workers]
+        try:
+            found = self.client.run(gpus.seen, workers=workers)
+        except (OSError, KeyError, ValueError) as error:  # it went away since we looked
+            raise RankDiedError("a worker could not say which GPUs it has", found=error) from None
+        return [*gpus.assign([gpus.Seat(urlsplit(w).hostname or w, *found[w]) for w in workers])]
+
+    def _available(self, world: int, patience: float) -> list[str]:
         """As many workers as wanted, where they come in time; else those that are there."""
-        deadline = time.monotonic() + _WORKERS_PATIENCE
+        deadline = time.monotonic() + patience
         while len(there := self.workers()) < world and time.monotonic() < deadline:
             time.sleep(_LOOK)
         if not there:
@@ -125,8 +167,11 @@ class _Events:
 class _Ranks:
     """The ranks of one attempt."""
 
-    def __init__(self, training: RankedTraining, workers: list[str], events: _Events) -> None:
+    def __init__(
+        self, training: RankedTraining, workers: list[str], devices: list[str | None], events: _Events
+    ) -> None:
         self._training, self._workers, self._events = training, workers, events
+        self._devices = devices
         self._futures: list[Future] = []
         self._ended: set[int] = set()
         self._looked = time.monotonic()
@@ -160,7 +205,8 @@ class _Ranks:
             self._receive(0.2)
 
     def _submit(self, rank: int, **more: Any) -> None:
-        job = {**self._training.job, "rank": rank, "world": len(self._workers), **more}
+        place = {"rank": rank, "world": len(self._workers), "gpu": self._devices[rank]}
+        job = {**self._training.job, **place, **more}
         self._futures.append(
             self._training.client.submit(
                 rank_host.host,

@@ -84,8 +84,13 @@ def resolve_training(plan: training.Plan, *, device: str, dtype: str) -> trainin
 
 
 @task(name="train", cache_policy=NO_CACHE)
-def train(*, run: Run, plan: training.Plan, max_restarts: int, loaders: int) -> training.Trained:
-    """All steps that are left of a training, one rank on each worker; begun anew where one dies."""
+def train(
+    *, run: Run, plan: training.Plan, workers: int, max_restarts: int, loaders: int
+) -> training.Trained:
+    """All steps that are left of a training, one rank on each worker; begun anew where one dies.
+
+    `workers` were asked for; a step of fewer patches leaves some idle.
+    """
     steps, logger = plan.settings.steps, get_run_logger()
     _, fingerprint, epoch = _run_arguments(run)
     artifacts = TrainingArtifacts(run.output.url.rpartition("/")[2])
@@ -107,6 +112,9 @@ def train(*, run: Run, plan: training.Plan, max_restarts: int, loaders: int) -> 
             max_restarts=max_restarts,
             on_progress=show,
             on_restart=logger.warning,
+            asked=workers,
+            on_gpus=plan.settings.device == "cuda",
+            on_note=logger.warning,
         )
         ended = ranked.run()
         checkpoints = training.Checkpoints(run.output)

@@ -8,7 +8,7 @@ from typing import Any
 
 from prefect import flow
 
-from flows import tasks
+from flows import gpus, tasks
 from flows.cluster import open_client
 from flows.config import ClusterConfig, TrainConfig, read_cluster, read_toml, takes, validate
 from flows.outcome import IncompleteRunError, owned
@@ -46,7 +46,7 @@ def read_config(path: str | None, flags: dict[str, Any]) -> TrainConfig:
 def prepare(config: TrainConfig) -> PlannedTraining:
     """Everything checked, the data's intensity scale measured, nothing written."""
     output = Store(config.to)
-    cluster = read_cluster(config.cluster, workers=config.workers)
+    cluster = _cluster(config)
     sources, weights, held_out = labelled_regions(config)
     folders = [volume.url for region in (*sources, *held_out) for volume in (region.image, region.labels)]
     if config.fine_tune:
@@ -60,14 +60,25 @@ def prepare(config: TrainConfig) -> PlannedTraining:
     plan = training.prepare(
         sources, held_out, spec, settings_of(config, spec), weights=weights, fine_tunes=config.fine_tune
     )
-    if cluster.kind == "local" and plan.settings.device == "cpu":
-        ranks = min(cluster.workers, config.batch)
+    ranks = min(cluster.workers, config.batch)
+    if cluster.kind == "local" and config.device != "cpu" and (visible := gpus.seen()[0]):
+        gpus.require(ranks, len(visible), where="this machine")
+    elif cluster.kind == "local":
         dtype = "float32" if config.dtype == "auto" else config.dtype
         training.require_memory(plan, ranks, dtype=dtype, available=free_memory("cpu"))
     identity = training.identity(plan, device=config.device, dtype=config.dtype)
     record = None if config.restart else begun(output, training.KIND, identity)
     output.check_writable(64 * 2**20)
     return PlannedTraining(plan=plan, identity=identity, record=record, cluster=cluster)
+
+
+def _cluster(config: TrainConfig) -> ClusterConfig:
+    """The cluster to train on: on this machine, where nobody says how many, one worker per GPU."""
+    cluster = read_cluster(config.cluster, workers=config.workers)
+    if cluster.kind != "local" or "workers" in cluster.model_fields_set or config.device == "cpu":
+        return cluster
+    workers = min(len(gpus.seen()[0]), config.batch)
+    return cluster.model_copy(update={"workers": max(1, workers)})
 
 
 @takes(TrainConfig)
@@ -92,7 +103,11 @@ def _train(**parameters: Any) -> dict[str, Any]:
             plan = training.Plan.from_dict(dict(planned.record.plan))
         set_status(output, "partial")
         trained = tasks.train(
-            run=run, plan=plan, max_restarts=config.max_restarts, loaders=config.loaders
+            run=run,
+            plan=plan,
+            workers=planned.cluster.workers,
+            max_restarts=config.max_restarts,
+            loaders=config.loaders,
         )
         document = _document(config, trained, began)
         if trained.stopped:

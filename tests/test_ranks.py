@@ -164,6 +164,47 @@ def test_a_rank_that_does_not_stop_is_gone_before_others_begin(tmp_path, monkeyp
     assert time.monotonic() - began < rank_host.PATIENCE + 2
 
 
+class Queue:
+    """A client whose workers come one at each look, up to a number."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self.there = most, 0
+
+    def scheduler_info(self, n_workers: int) -> dict[str, Any]:
+        self.there = min(self.there + 1, self.most)
+        return {"workers": [f"tcp://10.0.0.1:{k}" for k in range(self.there)]}
+
+
+@pytest.mark.parametrize(
+    ("come", "asked", "most", "begins_with", "notes"),
+    [
+        (3, 3, 8, 3, ["waiting"]),
+        (2, 3, 8, 2, ["waiting", "2 of 3 workers that came"]),
+        (4, 4, 2, 2, ["waiting", "2 workers stay idle"]),
+        (1, 1, 8, 1, []),
+    ],
+)
+def test_workers_that_were_asked_for_are_waited_for(come, asked, most, begins_with, notes, monkeypatch):
+    """A job queue brings them one by one: a training must not go on with the first alone to its end."""
+    monkeypatch.setattr("flows.ranks._LOOK", 0.01)
+    monkeypatch.setattr("flows.ranks._ARRIVAL", 0.3)
+    monkeypatch.setattr(RankedTraining, "_attempt", lambda self, workers: {"workers": len(workers)})
+    said: list[str] = []
+    ranked = RankedTraining(
+        client=Queue(come),
+        job={},
+        most=most,
+        max_restarts=0,
+        on_progress=print,
+        on_restart=print,
+        asked=asked,
+        on_note=said.append,
+    )
+    assert ranked.run() == {"workers": begins_with}
+    assert len(said) == len(notes)
+    assert all(part in text for part, text in zip(notes, said))
+
+
 def test_deaths_without_end_are_given_up(client, plan, tmp_path):
     def strike(_: dict[str, Any]) -> None:
         for rank in rank_processes()[:1]:

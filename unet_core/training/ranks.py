@@ -68,16 +68,29 @@ def joined(rank: int, world: int, rendezvous: TCPStore | None, *, device: str) -
     Raises
     ------
     InputError
-        Several ranks without a place to meet.
+        Several ranks without a place to meet, or on one GPU.
     """
     if world == 1:
         yield Ranks()
         return
     if rendezvous is None:
         raise InputError("several ranks need a place to meet", expected="a store of torch.distributed")
+    if device == "cuda":
+        _require_own_gpu(rendezvous, str(torch.cuda.get_device_properties(0).uuid))
     backend = "nccl" if device == "cuda" else "gloo"
     distributed.init_process_group(backend, store=rendezvous, rank=rank, world_size=world, timeout=_PATIENCE)
     try:
         yield Ranks(rank, world)
     finally:
         distributed.destroy_process_group()
+
+
+def _require_own_gpu(meeting: TCPStore, gpu: str) -> None:
+    """NCCL would refuse as well, in words that name neither; and environments can show one GPU twice."""
+    if meeting.add(f"ranks on {gpu}", 1) > 1:
+        raise InputError(
+            "two ranks have the same GPU",
+            where=f"GPU {gpu}",
+            expected="a GPU for each rank",
+            fix="start one worker per GPU, each with its own in CUDA_VISIBLE_DEVICES",
+        )
