@@ -70,6 +70,16 @@ def test_a_pair_cannot_weigh_infinitely_much(run, here):  # noqa: F811
     refused(run("train", "train.toml"), "pairs.0.weight")
 
 
+def test_an_augmentation_that_does_nothing_is_told(run, here, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(flows.train, "_do", lambda *_: {})
+    monkeypatch.setattr(flows.outcome, "told", lambda flow, _, parameters, **__: flow.fn(**parameters))
+    (here / "train.toml").write_text("ndim = 2\n[augment]\nhue = 10.0\nmissing_slices = 0.1\n")
+    code, _, err = run("train", "train.toml", *DATA, "--target", "foreground", "--json")
+    assert code == 0, err
+    assert "saturation and hue" in err
+    assert "slices are for 3D" in err
+
+
 def test_labels_are_looked_at_once(run, here, monkeypatch):  # noqa: F811
     """By the command; the flow takes what it found."""
     prepared: list[Any] = []
