@@ -57,7 +57,7 @@ def notes(plan: Plan) -> Iterator[str]:
         yield "no region is held out: nothing is validated, and the last weights are kept, not the best"
     augment, channels = plan.settings.augment, plan.spec.in_channels
     if channels != 3 and (augment.saturation or augment.hue):
-        yield f"saturation and hue change images of three channels, and these have {channels}: they do nothing"
+        yield f"saturation and hue change images of three channels: with {channels} they do nothing"
     if plan.spec.ndim == 2 and (augment.missing_slices or augment.shifted_slices):
         yield "missing and shifted slices are for 3D networks: they do nothing in 2D"
     names = [name for name, n in zip(plan.class_names, plan.voxels_per_class) if not n]
