@@ -40,27 +40,25 @@ def open_client(config: ClusterConfig) -> Iterator[Client]:
     Raises
     ------
     InputError
-        A cluster class that cannot be imported, or an address that is missing.
+        A cluster class that cannot be imported or started.
     RunError
         No scheduler at the address.
     """
     with dask.config.set(_SETTINGS):
-        if config.kind == "address":
-            if not config.address:
-                raise InputError("kind = address needs an address", expected="address = tcp://host:8786")
+        if (address := config.address) is not None:
             # It logs tracebacks of what the run reports in a sentence.
             logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
             try:
-                client = Client(config.address, timeout="30s")
+                client = Client(address, timeout="30s")
             except (OSError, TimeoutError) as error:
                 raise RunError(
                     "no Dask scheduler answers",
-                    where=config.address,
+                    where=address,
                     found=error,
                     fix="start one, or check the address",
                 ) from None
             with client:
-                _wait_for_workers(client, config.address)
+                _wait_for_workers(client, address)
                 yield client
             return
         with _cluster(config) as cluster, Client(cluster) as client:

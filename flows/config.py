@@ -10,9 +10,9 @@ import inspect
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from unet_core.errors import InputError
 from unet_core.geometry import Box, Shape
@@ -100,7 +100,7 @@ class Pair(Config):
     labels: str
     region: str | None = None
     ignore: int | None = Field(None, description="Label of voxels that nobody labelled")
-    weight: Annotated[float, Field(gt=0)] = 1.0
+    weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
 
 
 class AugmentConfig(Config):
@@ -213,7 +213,8 @@ class TrainConfig(Config):
     validate_every: Positive = Field(100, description="Steps between validations")
     checkpoint_every: Positive = Field(100, description="Steps between checkpoints")
     early_stop: Count = Field(0, description="End after so many validations without a better one; 0 never")
-    seed: Count = Field(0, description="Of weights, patches and augmentation")
+    # torch's generators take no more.
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(0, description="Of weights, patches and augmentation")
     workers: int | None = Field(
         None, ge=1, description="Ranks on this machine; the default is one per GPU, or one with all cores"
     )
@@ -238,6 +239,15 @@ class ClusterConfig(Config):
     cluster_class: str | None = Field(None, description="Import path of a cluster class, for kind = class")
     arguments: dict[str, Any] = Field({}, description="Keyword arguments of that class")
 
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        # An address without its kind would start workers here, on the wrong machine.
+        for kind, key in (("address", self.address), ("class", self.cluster_class)):
+            name = "address" if kind == "address" else "cluster_class"
+            if (self.kind == kind) != (key is not None):
+                raise ValueError(f'kind = "{kind}" and {name} go together')
+        return self
+
 
 C = TypeVar("C", bound=Config)
 
@@ -253,7 +263,10 @@ def validate(model: type[C], values: dict[str, Any], *, where: str | None = None
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        problems = [(".".join(map(str, e["loc"])) or "the whole", e["msg"]) for e in error.errors()]
+        problems = [
+            (".".join(map(str, e["loc"])) or "the whole", e["msg"].removeprefix("Value error, "))
+            for e in error.errors()
+        ]
         raise InputError(
             "these parameters are not valid" if len(problems) > 1 else "this parameter is not valid",
             where=where,
@@ -270,7 +283,7 @@ def validate(model: type[C], values: dict[str, Any], *, where: str | None = None
 def read_toml(path: str) -> dict[str, Any]:
     """A TOML file as a dict; InputError where it is missing or does not parse."""
     try:
-        return tomllib.loads(Path(path).read_text())
+        return tomllib.loads(Path(path).read_bytes().decode())
     except OSError as error:
         raise InputError("this file cannot be read", where=path, found=error.strerror) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -280,7 +293,10 @@ def read_toml(path: str) -> dict[str, Any]:
 def read_cluster(path: str | None, *, workers: int | None) -> ClusterConfig:
     """The cluster to use: that of a TOML file, with `workers` over what it says, or the local default."""
     values = read_toml(path) if path else {}
-    table = values.get("cluster", values)
+    # The file is the table, or holds one of that name alone: what stands beside it would not count.
+    table = values["cluster"] if values.keys() == {"cluster"} else values
+    if not isinstance(table, dict):
+        raise InputError("`cluster` is not a table", where=path, expected="[cluster]", found=repr(table))
     return validate(ClusterConfig, {**table, **({"workers": workers} if workers else {})}, where=path)
 
 

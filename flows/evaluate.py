@@ -20,6 +20,7 @@ from unet_core.evaluation import (
 )
 from unet_core.evaluation import evaluate as compare
 from unet_core.evaluation import evaluate_instances as compare_instances
+from unet_core.evaluation.comparison import require_inside, require_same_shape
 from unet_core.geometry import Box
 from unet_core.ledger import RunRecord, read_record, require_complete
 from unet_core.targets import Target, class_names
@@ -78,10 +79,14 @@ def evaluate(
     InputError
         Volumes that are missing, incomplete (unless `partial`), of another shape or not labels; a bad ROI.
     """
-    if image is None and (trivial_from is not None or picture is not None):
+    if (image is None) != (trivial_from is None and picture is None):
         raise InputError(
-            "the image is needed for this", expected="--image VOLUME beside --trivial or --picture"
+            "the image is needed for this" if image is None else "the image is not needed for this",
+            expected="--image VOLUME beside --trivial or --picture",
+            found="one without the other",
         )
+    if picture is not None and not Path(picture).absolute().parent.is_dir():
+        raise InputError("the picture cannot be written", where=picture, found="no such folder")
     if not partial:
         _require_complete(labels, truth, *([image] if image else []))
     record = _segmentation(labels)
@@ -95,6 +100,18 @@ def evaluate(
         "ignore": ignore,
     }
     predicted, true = Volume.open(labels), Volume.open(truth)
+    # Looked at before the scores, which take long: what cannot be used is said at once.
+    box = parse_box(trivial_from)
+    require_inside(box, true, what="the training region")
+    intensities = None
+    if image is not None:
+        intensities = Volume.open(
+            image,
+            level=plan.get("level", 0),
+            channels=plan.get("channels"),
+            timepoint=plan.get("timepoint", 0),
+        )
+        require_same_shape(predicted, intensities)
     thresholds = None
     if probabilities:
         names = tuple(plan.get("classes") or class_names(target or "semantic", 2))
@@ -106,18 +123,19 @@ def evaluate(
             ignore=ignore,
             region=region,
         )
-        thresholds = evaluate_thresholds(Volume.open(f"{labels}/probabilities"), known, roi=region)
+        beside = f"{Store(labels).url}/probabilities"
+        if not Store(beside).exists():
+            raise InputError(
+                "there are no probabilities beside these labels",
+                where=beside,
+                fix="segment with --probabilities, or evaluate without",
+            )
+        thresholds = evaluate_thresholds(Volume.open(beside), known, roi=region)
     scores = compare(predicted, true, **common)
     trivial = None
     written = None
-    if image is not None:
-        intensities = Volume.open(
-            image,
-            level=plan.get("level", 0),
-            channels=plan.get("channels"),
-            timepoint=plan.get("timepoint", 0),
-        )
-        if (box := parse_box(trivial_from)) is not None:
+    if intensities is not None:
+        if box is not None:
             trivial = trivial_scores(intensities, true, train=box, **common)
         if picture is not None:
             shown = region or true.box

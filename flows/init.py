@@ -78,7 +78,7 @@ def write(path: str, *, config: str | None, given: dict[str, Any]) -> dict[str, 
         )
     text = propose(**given)
     try:
-        with Path(path).open("x") as file:
+        with Path(path).open("x", encoding="utf-8") as file:
             file.write(text)
     except OSError as error:
         raise InputError(

@@ -135,8 +135,16 @@ def owned(command: str, output: Store) -> Iterator[Run]:
         yield Run(command, output, lease)
 
 
-def told(flow: Callable[..., dict[str, Any]], command: str, parameters: dict[str, Any]) -> dict[str, Any]:
+def told(
+    flow: Callable[..., dict[str, Any]],
+    command: str,
+    parameters: dict[str, Any],
+    *,
+    recorded: Callable[[Store], dict[str, Any]] | None = None,
+) -> dict[str, Any]:
     """Call a flow that writes to `to`; where Prefect's server died meanwhile, the disk says how it ended.
+
+    `recorded` makes the document of a complete run from the disk, where that has more than stages.
 
     Raises
     ------
@@ -158,6 +166,8 @@ def told(flow: Callable[..., dict[str, Any]], command: str, parameters: dict[str
                 found=f"status {there['status']}; Prefect's server does not answer ({type(error).__name__})",
                 fix="unet-flows status OUTPUT says why; the same command does only what is missing",
             ) from None
+        if recorded is not None:
+            return {**recorded(output), "seconds": round(time.monotonic() - began, 3)}
         return _document(command, "complete", output, there["stages"], began)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 from distributed import Client
@@ -97,7 +98,7 @@ def train(
     with stage_progress("train", steps, prefect=True) as progress, artifacts:
 
         def show(now: dict[str, Any]) -> None:
-            run.lease.report({"stage": "train", "done": now["step"], "total": steps})
+            run.lease.report(training_stands(now, plan.settings))
             note = f"loss {now['loss']:.4f}, {now['patches_per_second']:.2f} patches/s"
             progress.update(now["step"], note)
             if now["scores"] is not None:
@@ -122,6 +123,18 @@ def train(
         best = trained.history.best_step
         progress.close(trained.step, f"best at step {best}" if best else "not validated yet")
     return trained
+
+
+def training_stands(now: dict[str, Any], settings: training.TrainSettings) -> dict[str, Any]:
+    """How far a training is, as `blocks` says it of a stage."""
+    speed, left = now["patches_per_second"], settings.steps - now["step"]
+    return {
+        "stage": "train",
+        "done": now["step"],
+        "total": settings.steps,
+        "voxels_per_second": speed * prod(settings.patch),
+        "seconds_left": round(left * settings.batch / speed, 1) if speed > 0 else None,
+    }
 
 
 def _run_arguments(run: Run) -> tuple[Any, ...]:

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from prefect import flow
+from prefect import Flow, flow
 
 from flows import gpus, tasks
 from flows.cluster import open_client
@@ -14,6 +14,7 @@ from flows.config import ClusterConfig, TrainConfig, read_cluster, read_toml, ta
 from flows.outcome import IncompleteRunError, owned
 from flows.training_data import labelled_regions, settings_of, spec_of
 from unet_core import training
+from unet_core.errors import RunError
 from unet_core.inference import free_memory
 from unet_core.ledger import (
     RunRecord,
@@ -81,11 +82,19 @@ def _cluster(config: TrainConfig) -> ClusterConfig:
     return cluster.model_copy(update={"workers": max(1, workers)})
 
 
-@takes(TrainConfig)
-def _train(**parameters: Any) -> dict[str, Any]:
-    """Train a U-Net on labelled boxes; validates on held-out boxes, keeps the best weights; resumable."""
-    config = validate(TrainConfig, parameters)
-    planned = prepare(config)
+def flow_of(planned: PlannedTraining | None = None) -> Flow[..., dict[str, Any]]:
+    """The flow; with what a command has `prepare`d, so that labels are not looked at twice."""
+
+    @takes(TrainConfig)
+    def train(**parameters: Any) -> dict[str, Any]:
+        """Train a U-Net on labelled boxes; validates on held-out boxes, keeps the best weights; resumable."""
+        config = validate(TrainConfig, parameters)
+        return _do(config, planned or prepare(config))
+
+    return flow(name="train", flow_run_name="train {to}", validate_parameters=True)(train)
+
+
+def _do(config: TrainConfig, planned: PlannedTraining) -> dict[str, Any]:
     output = Store(config.to)
     began = time.monotonic()
     with open_client(planned.cluster), owned("train", output) as run:
@@ -109,11 +118,11 @@ def _train(**parameters: Any) -> dict[str, Any]:
             max_restarts=config.max_restarts,
             loaders=config.loaders,
         )
-        document = _document(config, trained, began)
+        document = _document(output, plan, trained.history, trained.step, began)
         if trained.stopped:
             raise IncompleteRunError(
                 {**document, "status": "partial"},
-                f"the training stopped after {document['steps_done']} of {config.steps} steps",
+                f"the training stopped after {document['steps_done']} of {document['steps']} steps",
                 where=output.url,
                 found="it was asked to stop",
                 fix="the same command goes on from the last checkpoint",
@@ -123,22 +132,39 @@ def _train(**parameters: Any) -> dict[str, Any]:
     return document
 
 
-def _document(config: TrainConfig, trained: training.Trained, began: float) -> dict[str, Any]:
-    history = trained.history
+def recorded(output: Store) -> dict[str, Any]:
+    """The document of a complete training, from its record and its last checkpoint.
+
+    Raises
+    ------
+    RunError
+        One of them is missing.
+    """
+    record, last = read_record(output), training.Checkpoints(output).latest()
+    if record is None or last is None:
+        raise RunError("the training left no checkpoint", where=output.url)
+    history = training.History(**last.facts["history"])
+    plan = training.Plan.from_dict(dict(record.plan))
+    return _document(output, plan, history, last.step, time.monotonic())
+
+
+def _document(
+    output: Store, plan: training.Plan, history: training.History, step: int, began: float
+) -> dict[str, Any]:
     last = history.rows[-1]["loss"] if history.rows else None  # a long training closes a row now and then
     return {
         "command": "train",
         "status": "complete",
-        "output": Store(config.to).url,
-        "model": Store(config.to).url,
-        "steps": config.steps,
-        "steps_done": trained.step,
+        "output": output.url,
+        "model": output.url,
+        "steps": plan.settings.steps,
+        "steps_done": step,
         "best_step": history.best_step,
         "loss": last,
         "validation": history.best.get("scores"),
-        "notes": list(training.notes(trained.plan)),
+        "notes": list(training.notes(plan)),
         "seconds": round(time.monotonic() - began, 3),
     }
 
 
-train = flow(name="train", flow_run_name="train {to}", validate_parameters=True)(_train)
+train = flow_of()

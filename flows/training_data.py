@@ -29,7 +29,8 @@ def labelled_regions(
     Raises
     ------
     InputError
-        No pair or two ways to name it, volumes that are missing or not complete, regions that do not fit.
+        No pair or two ways to name it, a region beside several, volumes that are missing or not complete,
+        regions that do not fit.
     """
     pairs, held_out = _pairs(config)
     channels = parse_integers("--channels", config.channels) if config.channels is not None else None
@@ -109,6 +110,14 @@ def _pairs(config: TrainConfig) -> tuple[list[Pair], list[Pair]]:
             found="both" if single else "neither",
         )
     if not single:
+        for name in ("region", "validation_region"):
+            if (box := getattr(config, name)) is not None:
+                raise InputError(
+                    f"{name} goes with one image, not with [[pairs]]",
+                    where=name,
+                    found=box,
+                    fix="give each table of [[pairs]] and [[validation]] a region of its own",
+                )
         return config.pairs, config.validation
     if config.image is None or config.labels is None:
         raise InputError("an image needs its labels", expected="--image and --labels", found="one of them")

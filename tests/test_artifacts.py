@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from prefect import flow
 
-from flows.report import artifacts
+from flows import publishing
 from flows.report.artifacts import TrainingArtifacts
 from flows.report.picture import Plane, picture_png
 from unet_core.records import TrainingRow, curve_png
@@ -31,7 +31,7 @@ def prefect_server() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(artifacts, "_EVERY", 0.02)
+    monkeypatch.setattr(publishing, "_EVERY", 0.02)
 
 
 def stored(key: str) -> list[Any]:
@@ -92,13 +92,13 @@ def test_curve_table_and_pictures_are_shown_and_updated_in_place() -> None:
 def test_a_server_that_is_gone_costs_artifacts_not_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
-    monkeypatch.setattr(artifacts, "_EVERY_RETRY", 0.0)
+    monkeypatch.setattr(publishing, "_EVERY_RETRY", 0.0)
     tried: list[str] = []
     publish = TrainingArtifacts._publish
 
-    def counted(self: TrainingArtifacts, kind: str, *content: Any) -> None:
+    def counted(self: TrainingArtifacts, kind: str, content: Any) -> None:
         tried.append(kind)
-        publish(self, kind, *content)
+        publish(self, kind, content)
 
     monkeypatch.setattr(TrainingArtifacts, "_publish", counted)
     # Nothing listens on port 9, "discard".
@@ -111,8 +111,8 @@ def test_a_server_that_is_gone_costs_artifacts_not_the_run(monkeypatch: pytest.M
         wait_until(lambda: len(tried) == 2)
         shown.show_curve(curve_png(rows(3)), "")
         wait_until(lambda: len(tried) == 3)
-        assert shown._thread.is_alive()
-    assert not shown._thread.is_alive()
+        assert shown._publisher._thread.is_alive()
+    assert not shown._publisher._thread.is_alive()
     assert tried == ["curve", "metrics", "curve"]
     assert not shown._made
     shown.stop()

@@ -167,6 +167,8 @@ def test_larger_objects_want_deeper_networks_and_more_memory_larger_patches() ->
         return values(propose(IMAGE, labels, Machine(device=device, memory=memory)))
 
     assert chosen(12.0)["depth"] < chosen(80.0)["depth"]
+    # Two cores would spend nine tenths of a step on the context of a deeper one.
+    assert chosen(80.0, device="cpu")["depth"] == 2
 
     def size(memory: int) -> int:
         found = chosen(20.0, memory)
@@ -235,14 +237,9 @@ def test_what_is_measured(tmp_path: Path) -> None:
     labels = balls(20)
     facts = measured(labels, tmp_path)
     ids = np.unique(labels[labels > 0])
-    sizes = [
-        tuple(s.stop - s.start for s in found)
-        for found in ndimage.find_objects(labels.astype(int))
-        if all(s.start > 0 and s.stop < n for s, n in zip(found, labels.shape))
-    ]
     assert facts.count == len(ids)
     assert facts.values == dict(zip(*(a.tolist() for a in np.unique(labels, return_counts=True))))
-    assert facts.extent == tuple(np.median(sizes, axis=0))
+    assert facts.extent == tuple(extent_of_a_voxels_object(labels))
     assert facts.background == (labels == 0).mean()
     assert facts.touching == 0
     assert facts.parts == 1
@@ -250,6 +247,41 @@ def test_what_is_measured(tmp_path: Path) -> None:
     for axis, profile in enumerate(facts.profiles):
         others = tuple(a for a in range(3) if a != axis)
         assert list(profile) == np.count_nonzero(labels, axis=others).tolist()
+
+
+def extent_of_a_voxels_object(labels: np.ndarray) -> np.ndarray:
+    """For each labelled voxel the extents of its object; their median."""
+    boxes = ndimage.find_objects(labels.astype(int))
+    sizes = [[s.stop - s.start for s in boxes[label - 1]] for label in labels[labels > 0]]
+    return np.quantile(sizes, 0.5, axis=0, method="inverted_cdf")
+
+
+def test_specks_count_by_their_size(tmp_path: Path) -> None:
+    """Dense segmentations hold more specks than cells."""
+    labels = balls(20)
+    ends = labels.max()
+    for number, place in enumerate(np.argwhere(labels == 0)[::97][:150], 1):
+        labels[tuple(place)] = ends + number
+    facts = measured(labels, tmp_path)
+    assert facts.extent == tuple(extent_of_a_voxels_object(labels))
+    assert min(facts.extent) > 10
+
+
+def test_an_object_of_a_film_is_one_in_each_frame(tmp_path: Path) -> None:
+    """It moves on, so that in a stack of frames each id has many parts: ids all the same."""
+    frame = balls(20)[10]
+    frame[frame > 8] = 0
+    film = np.stack([np.roll(frame, (7 * z, 23 * z), (0, 1)) for z in range(9)])
+    facts = measured(film, tmp_path / "facts")
+    assert facts.continuity < 0.25
+    assert facts.parts == pytest.approx(1, abs=0.5)  # a few are cut by the frame's edge
+    assert target(film, tmp_path / "film") in ("foreground", "separated")
+
+
+def test_a_region_of_one_voxel_is_refused(tmp_path: Path) -> None:
+    facts = measured(np.ones((1, 1, 1), np.uint8), tmp_path)
+    with pytest.raises(InputError, match="one voxel"):
+        propose(IMAGE, facts, MACHINE, region=Box((0, 0, 0), (1, 1, 1)))
 
 
 def test_planes_that_have_nothing_to_do_with_each_other(tmp_path: Path) -> None:

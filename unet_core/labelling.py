@@ -38,8 +38,8 @@ class LabelledRegion:
     Raises
     ------
     InputError
-        Labels of another shape than the image's or of several channels, a region that is empty or
-        reaches beyond the volume.
+        Labels of another shape than the image's or of several channels, a region that is empty, reaches
+        beyond the volume or has not three axes.
     """
 
     image: Volume
@@ -60,6 +60,13 @@ class LabelledRegion:
             raise InputError("labels have one channel", where=name, found=len(self.labels.channels))
         if self.labels.dtype.kind not in "uib":
             raise InputError("labels must be integers", where=name, found=self.labels.dtype)
+        if len(self.region.lower) != 3:
+            raise InputError(
+                "this region has the wrong number of axes",
+                where=name,
+                expected=f"z0:z1,y0:y1,x0:x1 within {self.image.box}",
+                found=self.region,
+            )
         if not self.region or not self.image.box.contains(self.region):
             raise InputError(
                 "this region is empty" if not self.region else "this region reaches beyond the volume",
@@ -177,7 +184,8 @@ class Labelling:
                 where=f"{_name(source.labels)} in {inside}",
                 expected=f"classes 0 to {self.classes - 1}",
                 found=_classes(found[beyond]),
-                fix="give the network more classes, or name this label as the one to ignore",
+                fix="give the network more classes, or name this label as the one to ignore"
+                + ("; for ids of objects, choose a target made of them" if self.target == "semantic" else ""),
             )
         classes[inside.relative_to(box.lower).slices] = found
         return classes

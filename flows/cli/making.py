@@ -44,8 +44,7 @@ def train(
     """Train a U-Net on labelled boxes of one or several volumes; the same command again goes on."""
     from flows.outcome import told
     from flows.summary import print_proposal, print_training
-    from flows.train import prepare, read_config
-    from flows.train import train as flow
+    from flows.train import flow_of, prepare, read_config, recorded
     from unet_core.training import notes as training_notes
 
     given = {k: v for k, v in parameters.items() if v is not None}
@@ -55,10 +54,12 @@ def train(
         report(write(init, config=config, given=given), as_json, print_proposal)
         return
     settings = read_config(config, given)
-    for note in training_notes(prepare(settings).plan):
+    planned = prepare(settings)
+    for note in training_notes(planned.plan):
         print(f"note: {note}", file=sys.stderr)
     confirm_restart(settings, yes)
-    report(told(flow, "train", settings.model_dump()), as_json, print_training)
+    document = told(flow_of(planned), "train", settings.model_dump(), recorded=recorded)
+    report(document, as_json, print_training)
 
 
 @app.command()

@@ -8,31 +8,26 @@ beneath the picture, which a data URI is too long for.
 from __future__ import annotations
 
 import base64
-import contextvars
 import io
 import json
-import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
-import httpx
 from PIL import Image
 
-_EVERY = 1.0  # seconds between two requests at the least
-_EVERY_RETRY = 30.0  # seconds until a server that did not answer is asked again
-_LAST_WORDS = 5.0  # seconds that the end of a run waits for a server
+from flows.publishing import Publisher
+
 _WIDEST = 1400  # pixels: what is shown is stored in Prefect's database
 
 Data = str | list[dict[str, Any]]
+Content = Callable[[], tuple[Data, str]]  # made in the thread: pictures are encoded anew
 
 
 class TrainingArtifacts:
     """Artifacts of one run, each made once and updated from then on; a context manager, used inside a run.
 
-    All methods return at once: a thread talks to the server, at most once a second, and of each artifact only
-    the latest state waits. A server that is gone costs artifacts, never the run; it is asked again later.
+    All methods return at once: a `Publisher` talks to the server.
 
     Parameters
     ----------
@@ -43,13 +38,7 @@ class TrainingArtifacts:
     def __init__(self, name: str) -> None:
         self._suffix = "".join(c if c.isascii() and c.isalnum() else "-" for c in name.lower()).strip("-")
         self._made: dict[str, UUID] = {}
-        self._waiting: dict[str, Callable[[], tuple[Data, str]]] = {}
-        self._changed = threading.Condition()
-        self._stopping = False
-        # The thread speaks for the task or flow run that it was started in.
-        run = contextvars.copy_context().run
-        self._thread = threading.Thread(target=run, args=(self._run,), name="artifacts", daemon=True)
-        self._thread.start()
+        self._publisher = Publisher(self._publish)
 
     def __enter__(self) -> TrainingArtifacts:
         return self
@@ -59,52 +48,27 @@ class TrainingArtifacts:
 
     def show_curve(self, png: bytes, text: str) -> None:
         """The training curve (`records.curve_png`); `text` is one line of Markdown, such as the best."""
-        self._show("curve", lambda: (f"{text}\n\n![training curve]({_data_uri(png)})", text))
+        self._publisher.show("curve", lambda: (f"{text}\n\n![training curve]({_data_uri(png)})", text))
 
     def show_metrics(self, rows: Sequence[Mapping[str, Any]], text: str) -> None:
         """One line per validation (`TrainingRow.to_dict`)."""
         cells = [{name: _cell(value) for name, value in row.items()} for row in rows]
-        self._show("metrics", lambda: (cells, text))
+        self._publisher.show("metrics", lambda: (cells, text))
 
     def show_pictures(self, png: bytes, text: str) -> None:
         """Validation pictures (`picture_png`)."""
-        self._show("validation", lambda: (f"{text}\n\n![validation]({_data_uri(png)})", text))
+        self._publisher.show("validation", lambda: (f"{text}\n\n![validation]({_data_uri(png)})", text))
 
     def stop(self) -> None:
         """Wait, but not for long, until the latest states are shown; harmless when done twice."""
-        with self._changed:
-            self._stopping = True
-            self._changed.notify()
-        self._thread.join(timeout=_LAST_WORDS)
+        self._publisher.stop()
 
-    def _show(self, kind: str, content: Callable[[], tuple[Data, str]]) -> None:
-        with self._changed:
-            self._waiting[kind] = content
-            self._changed.notify()
-
-    def _run(self) -> None:
-        retry_at = 0.0
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: bool(self._waiting) or self._stopping)
-                if not self._waiting:
-                    return
-                kind = next(iter(self._waiting))
-                content = self._waiting.pop(kind)
-            if time.monotonic() < retry_at:
-                continue
-            try:
-                self._publish(kind, *content())
-            except httpx.HTTPError:
-                retry_at = time.monotonic() + _EVERY_RETRY
-            with self._changed:
-                self._changed.wait_for(lambda: self._stopping, timeout=_EVERY)
-
-    def _publish(self, kind: str, data: Data, description: str) -> None:
+    def _publish(self, kind: str, content: Content) -> None:
         from prefect.artifacts import create_markdown_artifact, create_table_artifact
         from prefect.client.orchestration import get_client
         from prefect.client.schemas.actions import ArtifactUpdate
 
+        data, description = content()
         if kind in self._made:
             with get_client(sync_client=True) as client:
                 # The server keeps a table as text, as Prefect's own function sends it.

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,23 +53,6 @@ def batch_picture(
     legend = [*class_legend(class_names), ("not labelled", _UNLABELLED)]
     notes = ["in the frame: the patch, which has labels; around it: the context that the network reads"]
     return compose(rows, [legend], notes=notes)
-
-
-def write_batch_picture(
-    path: str | Path,
-    before: Sequence[Patch],
-    after: Sequence[Patch],
-    *,
-    footprint: Footprint,
-    class_names: Sequence[str],
-) -> Path:
-    """Write `batch_picture` as a PNG; InputError where it cannot be written."""
-    picture = batch_picture(before, after, footprint=footprint, class_names=class_names)
-    try:
-        picture.save(path, format="PNG", optimize=True)
-    except OSError as error:
-        raise InputError("the picture cannot be written", where=path, found=error.strerror) from None
-    return Path(path)
 
 
 def _panels(title: str, patch: Patch, footprint: Footprint) -> list[Panel]:

@@ -74,4 +74,5 @@ def _is_torchscript(data: bytes) -> bool:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [repr(error)])[0]
+    # A KeyError by itself is only the key.
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"

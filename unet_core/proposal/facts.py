@@ -17,6 +17,7 @@ from unet_core.volumes import Volume
 
 _BOXES, _BOX = 16, (64, 256, 256)  # so many boxes are looked at, spread evenly
 _CORE = 7  # voxels: background with nothing else in such a square lies apart from objects
+INDEPENDENT = 0.25  # continuity below which planes are images of their own
 _FEW = 32  # ids whose parts are counted: more are no classes
 
 
@@ -66,7 +67,8 @@ class LabelFacts:
     count
         Number of distinct labels above 0.
     parts
-        Connected parts of a label above 0 in a box, on average; None if one has more than 32 labels.
+        Connected parts of a label above 0 in a box, on average; in a plane where planes are images of their
+        own: in a film an object is one part in each. None if a box has more than 32 labels.
     background
         Share of voxels of label 0.
     open_background
@@ -76,7 +78,9 @@ class LabelFacts:
     touching
         Of the faces in the plane between an object and something else, the share with another object.
     extent
-        Median extents z, y, x of the objects that no box cuts; None where all are cut, as in dense tissue.
+        Extents z, y, x of the object that a labelled voxel lies in, the median over these voxels: specks
+        count by their size, not their number. Of objects that are cut what was seen counts; None where that
+        is most of a box, as in dense tissue.
     continuity
         How much better than chance the label of a voxel agrees with that of the voxel below it, from 0 to 1;
         1 for a single plane.
@@ -141,8 +145,11 @@ class _Looked:
     def __init__(self, region: Box) -> None:
         self._origin = region.lower
         self._values: dict[int, int] = {}
-        self._parts: list[int] | None = []
+        self._parts: list[tuple[float, float]] | None = []  # in a box, in a plane
         self._extents: list[tuple[int, ...]] = []
+        self._sizes: list[int] = []  # their voxels
+        self._cut = 0  # voxels of those that a box cuts
+        self._largest = (0, 0, 0)
         self._profiles = [np.zeros(n, np.int64) for n in region.shape]
         self._voxels = self._open = self._boundary = 0
         self._between = self._faces = 0
@@ -183,22 +190,34 @@ class _Looked:
             either = labelled[1:] | labelled[:-1]
             self._pairs += int(either.sum())
             self._same += int((inside[1:] == inside[:-1])[either].sum())
-        self._measure(values, dense.reshape(inside.shape))
+        self._measure(values, counts, dense.reshape(inside.shape))
 
-    def _measure(self, values: NDArray[Any], dense: NDArray[np.intp]) -> None:
-        """Extents of objects that end inside the box, and parts of labels if they are few."""
+    def _measure(self, values: NDArray[Any], counts: NDArray[np.intp], dense: NDArray[np.intp]) -> None:
+        """Extents of objects, and parts of labels if they are few."""
+        self._largest = tuple(map(max, self._largest, dense.shape))
         if values[0] != 0:
             dense = dense + 1
-        names = values[values != 0]
+        names, sizes = values[values != 0], counts[values != 0]
         if len(names) > _FEW:
             self._parts = None
         for number, found in enumerate(ndimage.find_objects(dense), 1):
             # A single plane cuts nothing along z.
             ends = [(s.start > 0 and s.stop < n) or n == 1 for s, n in zip(found, dense.shape)]
-            if all(ends):
-                self._extents.append(tuple(s.stop - s.start for s in found))
+            self._extents.append(tuple(s.stop - s.start for s in found))
+            self._sizes.append(int(sizes[number - 1]))
+            self._cut += 0 if all(ends) else self._sizes[-1]
             if self._parts is not None:
-                self._parts.append(ndimage.label(dense[found] == number)[1])
+                self._parts.append(_parts(dense[found] == number))
+
+    def _extent(self) -> tuple[float, ...] | None:
+        """The median extents, each object counted by its voxels."""
+        extents, sizes = np.array(self._extents), np.array(self._sizes)
+        order = np.argsort(extents, axis=0)
+        below = np.cumsum(sizes[order], axis=0)
+        middle = (2 * below >= sizes.sum()).argmax(axis=0)
+        found = tuple(float(extents[order[k, axis], axis]) for axis, k in enumerate(middle))
+        large = any(2 * n > box for n, box in zip(found[1:], self._largest[1:]))
+        return None if large and 2 * self._cut > sizes.sum() else found
 
     def facts(self, *, whole: bool) -> LabelFacts:
         frequent = sorted(self._values.items(), key=lambda item: -item[1])[:1000]
@@ -206,16 +225,26 @@ class _Looked:
         # That two labelled voxels agree by chance.
         chance = sum((n / sum(objects)) ** 2 for n in objects) if len(objects) > 1 else 0.0
         agree = self._same / self._pairs if self._pairs else 1.0
+        continuity = max(0.0, (agree - chance) / (1 - chance))
+        in_box, in_plane = np.mean(self._parts or [(0.0, 0.0)], axis=0).tolist()
         return LabelFacts(
             values=dict(frequent),
             count=len(objects),
-            parts=float(np.mean(self._parts)) if self._parts else None,
+            parts=None if not self._parts else in_plane if continuity < INDEPENDENT else in_box,
             background=self._values.get(0, 0) / self._voxels,
             open_background=self._open / self._voxels,
             boundary=self._boundary / self._voxels,
             touching=self._between / self._faces if self._faces else 0.0,
-            extent=tuple(np.median(self._extents, axis=0).tolist()) if self._extents else None,
-            continuity=max(0.0, (agree - chance) / (1 - chance)),
+            extent=self._extent(),
+            continuity=continuity,
             profiles=tuple(tuple(profile.tolist()) for profile in self._profiles),
             whole=whole,
         )
+
+
+def _parts(label: NDArray[np.bool_]) -> tuple[float, float]:
+    """Connected parts of a label, and those in a plane that holds it, on average."""
+    in_planes = ndimage.generate_binary_structure(3, 1)
+    in_planes[[0, 2]] = False
+    planes = int(label.any(axis=(1, 2)).sum())
+    return ndimage.label(label)[1], ndimage.label(label, in_planes)[1] / planes

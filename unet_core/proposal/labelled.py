@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import chain
 
+from unet_core.errors import InputError
 from unet_core.geometry import Box
 from unet_core.proposal.facts import LabelFacts
 from unet_core.targets import IGNORE, Target
@@ -73,8 +74,19 @@ def split(labels: LabelFacts, box: Box, region: Box, *, ndim: int) -> tuple[Box,
     """Training and validation boxes: a slab at the end of the longest axis, or the next that is labelled.
 
     Planes that a 2D network sees by themselves are divided between the two, if there are five or more.
+
+    Raises
+    ------
+    InputError
+        A box of one voxel.
     """
     by_length = sorted(range(3), key=lambda axis: -box.shape[axis])
+    if box.size == 1:
+        raise InputError(
+            "one voxel cannot be divided into training and validation",
+            where=box,
+            fix="name a larger box that is labelled, with --region",
+        )
     axes = [0, *by_length] if ndim == 2 and box.shape[0] >= 5 else by_length
     for axis, at_end in chain(((a, True) for a in axes), ((a, False) for a in axes)):
         thick = max(1, round(HELD_OUT * box.shape[axis]))

@@ -10,12 +10,11 @@ from unet_core.architecture import UNetSpec
 from unet_core.budget import GIB, beside_training_bytes, training_bytes
 from unet_core.errors import InputError
 from unet_core.geometry import Shape, round_up
-from unet_core.proposal.facts import ImageFacts, LabelFacts, Machine
+from unet_core.proposal.facts import INDEPENDENT, ImageFacts, LabelFacts, Machine
 
 FEW_PLANES = 12  # a 3D network of one pooling loses more than that to its context
 STRONG = 8.0  # anisotropy beyond which planes hardly know of each other
 SERIES = 8  # planes so many times larger than the stack is high, and no voxel size: time points, most likely
-INDEPENDENT = 0.25  # continuity below which planes are images of their own
 
 _FEATURES = {("cpu", 2): 32, ("cpu", 3): 16, ("cuda", 2): 64, ("cuda", 3): 32}
 _DEEPEST = {2: 4, 3: 3}
@@ -27,6 +26,8 @@ _SIDES = {
 # fraction of one on a GPU.
 _WORK = {"cpu": 4e10, "cuda": 2e12}
 _LARGEST_BATCH = 8
+# Of the arithmetic of a step: a third pooling that leaves less for the patch itself does not pay.
+_LEAST_USEFUL = 0.25
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +100,10 @@ def choose_network(
                         break
                     batch *= 2
                 total = _needed(spec, patch, batch, machine)
-                return Network(spec=spec, patch=patch, batch=batch, dtype=_dtype(machine), needed=total)
+                network = Network(spec=spec, patch=patch, batch=batch, dtype=_dtype(machine), needed=total)
+                if depth > 2 and useful_share(network) < _LEAST_USEFUL:
+                    break
+                return network
     raise InputError(
         "no network fits in memory",
         expected=f"{_needed(spec, spec.stride, 1, machine) / GIB:.2f} GiB for a step of the smallest",

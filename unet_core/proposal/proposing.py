@@ -52,7 +52,7 @@ def propose(
     Raises
     ------
     InputError
-        No network fits in memory.
+        No network fits in memory, or a region of one voxel that is to be divided.
     """
     region = region or Box.of_shape(image.shape)
     ndim, why_ndim = dimensions(image, labels)
@@ -101,7 +101,7 @@ def _also_ndim(image: ImageFacts, ndim: int) -> str:
 def _network(image: ImageFacts, labels: LabelFacts, machine: Machine, network: Network) -> list[Choice]:
     spec = network.spec
     size = (
-        "objects are cut by every box that was looked at"
+        "objects reach through the boxes that were looked at"
         if labels.extent is None
         else f"objects are about {' × '.join(f'{n:.0f}' for n in labels.extent[3 - spec.ndim :])} voxels"
     )

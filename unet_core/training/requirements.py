@@ -60,6 +60,11 @@ def notes(plan: Plan) -> Iterator[str]:
             yield "early_stop has nothing to look at without validation: all steps will be done"
     if plan.settings.loss.kind == "dice" and (plan.class_weights or plan.settings.border):
         yield 'the loss "dice" knows no weights: class_weights and border_weight change nothing'
+    augment, channels = plan.settings.augment, plan.spec.in_channels
+    if channels != 3 and (augment.saturation or augment.hue):
+        yield f"saturation and hue change images of three channels: with {channels} they do nothing"
+    if plan.spec.ndim == 2 and (augment.missing_slices or augment.shifted_slices):
+        yield "missing and shifted slices are for 3D networks: they do nothing in 2D"
     names = [name for name, n in zip(plan.class_names, plan.voxels_per_class) if not n]
     if names:
         yield f"no voxel of {', '.join(names)} was found in the labels that were looked at"

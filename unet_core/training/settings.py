@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from math import inf
 from typing import Any, Literal, get_args
 
 from unet_core.augment import AugmentSettings
@@ -86,7 +87,7 @@ class TrainSettings:
         require_target(self.target)
         weights = self.class_weights
         bad_weights = weights not in (None, "balanced") and (
-            isinstance(weights, str) or any(w < 0 for w in weights) or not any(weights)
+            isinstance(weights, str) or not all(0 <= w < inf for w in weights) or not any(weights)
         )
         positive = ("steps", "batch", "accumulate", "validate_every", "checkpoint_every")
         problems = [
@@ -98,7 +99,7 @@ class TrainSettings:
             (not 0 <= self.foreground <= 1, "foreground", "a share from 0 to 1", self.foreground),
             (self.balance not in get_args(Balance), "balance", get_args(Balance), self.balance),
             (self.dtype not in get_args(Arithmetic), "dtype", get_args(Arithmetic), self.dtype),
-            (bad_weights, "class_weights", '"balanced", or numbers of at least 0, not all 0', weights),
+            (bad_weights, "class_weights", '"balanced", or finite numbers of at least 0, not all 0', weights),
             (
                 self.border is not None and self.target == "semantic",
                 "border",

@@ -1,0 +1,101 @@
+"""`train` with something wrong: one error that says what, exit code 2, nothing begun; and checked once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from strategies import write_array
+from test_cli import refused, run  # noqa: F401
+
+import flows.outcome
+import flows.train
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    write_array(tmp_path / "image.zarr", rng.integers(0, 255, (16, 24, 24), np.uint8))
+    write_array(tmp_path / "labels.zarr", rng.integers(0, 9, (16, 24, 24), np.uint8))
+    return tmp_path
+
+
+DATA = ("--image", "image.zarr", "--labels", "labels.zarr", "--to", "model")
+
+
+@pytest.mark.parametrize(
+    ("options", "facts"),
+    [
+        (["--region", "0:10,0:10"], ["wrong number of axes", "z0:z1,y0:y1,x0:x1"]),
+        (["--validation-region", "0:10"], ["wrong number of axes"]),
+        (["--target", "foreground", "--class-weights", "1,nan"], ["class_weights", "finite"]),
+        (["--target", "foreground", "--class-weights", "inf,1"], ["class_weights", "finite"]),
+        (["--seed", str(2**64)], ["seed"]),
+        ([], ["a class that the network does not have", "choose a target"]),
+    ],
+)
+def test_options_that_cannot_be(run, here, options, facts):  # noqa: F811
+    refused(run("train", *DATA, *options), *facts)
+    assert not (here / "model").exists()
+
+
+@pytest.mark.parametrize(
+    ("cluster", "facts"),
+    [
+        ("cluster = 3", ["cluster", "not a table"]),
+        ('workers = 2\n[cluster]\nkind = "local"', ["cluster: unknown key"]),
+        ('address = "tcp://host:8786"', ['kind = "address"', "go together"]),
+        ('kind = "address"', ['kind = "address"', "go together"]),
+        ('kind = "class"', ["cluster_class", "go together"]),
+    ],
+)
+def test_cluster_files_that_would_not_count(run, here, cluster, facts):  # noqa: F811
+    (here / "cluster.toml").write_text(cluster)
+    refused(run("train", *DATA, "--target", "foreground", "--cluster", "cluster.toml"), *facts)
+
+
+@pytest.mark.parametrize("key", ["region", "validation_region"])
+def test_a_region_beside_pairs_would_not_count(run, here, key):  # noqa: F811
+    pairs = '[[pairs]]\nimage = "image.zarr"\nlabels = "labels.zarr"\n'
+    (here / "train.toml").write_text(f'to = "model"\n{key} = "0:8,0:24,0:24"\n{pairs}')
+    refused(run("train", "train.toml"), f"{key} goes with one image")
+
+
+def test_a_pair_cannot_weigh_infinitely_much(run, here):  # noqa: F811
+    pairs = '[[pairs]]\nimage = "image.zarr"\nlabels = "labels.zarr"\nweight = inf\n'
+    (here / "train.toml").write_text(f'to = "model"\n{pairs}')
+    refused(run("train", "train.toml"), "pairs.0.weight")
+
+
+def test_an_augmentation_that_does_nothing_is_told(run, here, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(flows.train, "_do", lambda *_: {})
+    monkeypatch.setattr(flows.outcome, "told", lambda flow, _, parameters, **__: flow.fn(**parameters))
+    (here / "train.toml").write_text("ndim = 2\n[augment]\nhue = 10.0\nmissing_slices = 0.1\n")
+    code, _, err = run("train", "train.toml", *DATA, "--target", "foreground", "--json")
+    assert code == 0, err
+    assert "saturation and hue" in err
+    assert "slices are for 3D" in err
+
+
+def test_labels_are_looked_at_once(run, here, monkeypatch):  # noqa: F811
+    """By the command; the flow takes what it found."""
+    prepared: list[Any] = []
+    prepare = flows.train.prepare
+
+    def counted(config: Any) -> Any:
+        prepared.append(prepare(config))
+        return prepared[-1]
+
+    def do(config: Any, planned: Any) -> dict[str, Any]:
+        assert planned is prepared[0]
+        return {"done": config.to}
+
+    monkeypatch.setattr(flows.train, "prepare", counted)
+    monkeypatch.setattr(flows.train, "_do", do)
+    monkeypatch.setattr(flows.outcome, "told", lambda flow, _, parameters, **__: flow.fn(**parameters))
+    code, out, err = run("train", *DATA, "--target", "foreground", "--json")
+    assert (code, "model" in out) == (0, True), err
+    assert len(prepared) == 1

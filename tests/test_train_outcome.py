@@ -1,0 +1,68 @@
+"""How a training stands and how it ended, as the disk says it: no server, no ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from test_training import QUICK, blobs, split
+
+from flows.inspection import status
+from flows.outcome import told
+from flows.summary import print_status, print_training
+from flows.tasks import training_stands
+from flows.train import recorded
+from unet_core import training
+from unet_core.architecture import UNetSpec
+from unet_core.errors import RunError
+from unet_core.ledger import Lease, RunRecord, begin, hold, set_status
+from unet_core.volumes import Store
+
+SPEC = UNetSpec.build(ndim=3, depth=1, base=2, norm="none", dropout=0.0)
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> training.Plan:
+    source, held_out = split(tmp_path, *blobs((12, 12, 24), seed=0))
+    return training.prepare([source], [held_out], SPEC, replace(QUICK, steps=2, validate_every=1))
+
+
+@pytest.fixture
+def begun(plan: training.Plan, tmp_path: Path) -> Iterator[tuple[Store, Lease]]:
+    store = Store(tmp_path / "model")
+    with hold(store, every=3600) as lease:
+        begin(store, RunRecord(training.KIND, {"name": "model"}, plan.to_dict()), arrays=False)
+        set_status(store, "partial")
+        yield store, lease
+
+
+def lost_server(**_: Any) -> dict[str, Any]:
+    raise httpx.ConnectError("gone")
+
+
+def test_prefects_death_leaves_a_complete_trainings_document(plan, begun, capsys):
+    store, lease = begun
+    with pytest.raises(RunError, match="not complete"):
+        told(lost_server, "train", {"to": store.url}, recorded=recorded)
+    trained = training.run(plan, checkpoints=training.Checkpoints(store, lease.epoch))
+    set_status(store, "complete")
+    document = told(lost_server, "train", {"to": store.url}, recorded=recorded)
+    assert (document["steps_done"], document["model"]) == (2, store.url)
+    assert document["validation"] == trained.history.best["scores"]
+    print_training(document)
+    assert "IoU" in capsys.readouterr().out
+
+
+def test_a_training_that_goes_on_is_shown(plan, begun, capsys):
+    store, lease = begun
+    lease.report(training_stands({"step": 1, "patches_per_second": 0.5}, plan.settings))
+    lease.beat()
+    progress = status(store.url)["progress"]
+    assert progress["done"] == 1
+    assert progress["seconds_left"] == 2.0 * plan.settings.batch
+    print_status(status(store.url))
+    assert "1 of 2" in capsys.readouterr().out
