@@ -166,9 +166,7 @@ class TrainConfig(Config):
     batch: Positive = Field(1, description="Patches per step, over all ranks together")
     accumulate: Positive = Field(1, description="Parts a rank computes its patches in: less memory")
     steps: Positive = Field(1000, description="Optimiser steps")
-    optimiser: Literal["adamw", "sgd"] = Field(
-        "adamw", description="AdamW, or the paper's SGD with momentum"
-    )
+    optimiser: Literal["adamw", "sgd"] = Field("adamw", description="AdamW, or the paper's SGD with momentum")
     learning_rate: Annotated[float, Field(gt=0, lt=1)] = Field(2e-3, description="Highest learning rate")
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.99, description="Momentum of SGD")
     weight_decay: Annotated[float, Field(ge=0, lt=1)] = Field(1e-2, description="Weight decay")

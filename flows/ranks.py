@@ -1,7 +1,7 @@
 """A training on Dask workers: one rank on each, all begun anew from the last checkpoint when one dies.
 
-    submit rank 0 -> it says where to meet -> submit the others, one worker each
-    the first that ends badly -> cancel all -> wait until they are gone -> look for workers -> again
+submit rank 0 -> it says where to meet -> submit the others, one worker each
+the first that ends badly -> cancel all -> wait until they are gone -> look for workers -> again
 """
 
 from __future__ import annotations

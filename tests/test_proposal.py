@@ -135,9 +135,7 @@ def test_every_proposal_is_a_network_that_fits_and_boxes_apart(
     validate(TrainConfig, {"to": "m", "image": "i", "labels": "l", **flat, "augment": tables})
 
 
-@pytest.mark.parametrize(
-    ("ratio", "levels"), [(0.5, 0), (1.0, 0), (1.3, 0), (2.18, 1), (4.0, 2), (6.0, 3)]
-)
+@pytest.mark.parametrize(("ratio", "levels"), [(0.5, 0), (1.0, 0), (1.3, 0), (2.18, 1), (4.0, 2), (6.0, 3)])
 def test_levels_leave_z_alone_until_voxels_are_about_cubes(ratio: float, levels: int) -> None:
     image = replace(IMAGE, voxel_size=(10 * ratio, 10.0, 10.0))
     labels = replace(OBJECTS, extent=(20.0, 100.0, 100.0))

@@ -114,9 +114,7 @@ def test_patches_are_what_the_volume_holds_there(case, seed, step, item):
     for low, high, start, stop in zip(drawn.box.lower, drawn.box.upper, region.lower, region.upper):
         assert (start <= low and high <= stop) or (low <= start and stop <= high)
     assert drawn.box.shape == patch
-    np.testing.assert_array_equal(
-        drawn.image[0], mirror(data, drawn.box.grow(context.lower, context.upper))
-    )
+    np.testing.assert_array_equal(drawn.image[0], mirror(data, drawn.box.grow(context.lower, context.upper)))
     expected = np.full(patch, IGNORE)
     inside = drawn.box.intersect(region)
     expected[inside.relative_to(drawn.box.lower).slices] = labels[inside.slices]

@@ -86,9 +86,7 @@ def test_classes_follow_the_target(frames):
         assert spec_of(wanted, sources).classes == classes
 
 
-@pytest.mark.parametrize(
-    ("text", "found"), [("none", None), ("balanced", "balanced"), ("1,3.5", (1.0, 3.5))]
-)
+@pytest.mark.parametrize(("text", "found"), [("none", None), ("balanced", "balanced"), ("1,3.5", (1.0, 3.5))])
 def test_class_weights_by_name_or_number(frames, text, found):
     pair = {"image": f"{frames}/image-1.zarr", "labels": f"{frames}/labels-1.zarr"}
     wanted = config(**pair, class_weights=text, ndim=2)

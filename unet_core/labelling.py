@@ -1,8 +1,8 @@
 """What is labelled, and what the labels mean to a network: classes and border weights, read lazily.
 
-    region   |--------------------------------|        its border map lies on a grid of cells, each
-    cells    |------:------:------:------:----|        computed once, from labels `reach` around it,
-    box               |== patch ==|                    and kept while the cache has room
+region   |--------------------------------|        its border map lies on a grid of cells, each
+cells    |------:------:------:------:----|        computed once, from labels `reach` around it,
+box               |== patch ==|                    and kept while the cache has room
 """
 
 from __future__ import annotations

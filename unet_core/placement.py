@@ -177,9 +177,7 @@ def _find(
     )
 
 
-def _few_of_each(
-    ids: NDArray[Any], inside: NDArray[np.intp], rng: np.random.Generator
-) -> NDArray[np.intp]:
+def _few_of_each(ids: NDArray[Any], inside: NDArray[np.intp], rng: np.random.Generator) -> NDArray[np.intp]:
     """Of these voxels at most `EACH` of every id, drawn evenly."""
     inside = inside[rng.permutation(len(inside))]
     inside = inside[np.argsort(ids[inside], kind="stable")]

@@ -155,9 +155,7 @@ def require_target(target: str) -> None:
         raise InputError("this target is not known", expected=get_args(Target), found=repr(target))
 
 
-def _from_ids(
-    labels: NDArray[Any], target: Target, *, planar: bool, ignore: int | None
-) -> NDArray[np.uint8]:
+def _from_ids(labels: NDArray[Any], target: Target, *, planar: bool, ignore: int | None) -> NDArray[np.uint8]:
     """Classes without regard to `IGNORE`."""
     foreground = labels[(slice(MARGIN, -MARGIN),) * 3] > 0
     if target == "foreground":

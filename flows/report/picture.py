@@ -122,9 +122,7 @@ def write_picture(
     known = None
     if truth is not None:
         require_same_shape(labels, truth)
-        known = Truth(
-            volume=truth, target=target, names=names, planar=planar, ignore=ignore, region=roi
-        )
+        known = Truth(volume=truth, target=target, names=names, planar=planar, ignore=ignore, region=roi)
     boxes = _boxes(image, roi or image.box, planes)
     true = [known.classes(box)[0] for box in boxes] if known else []
     predicted = [_predicted(labels, box, known.count if known else len(names or ()) or None) for box in boxes]

@@ -1,8 +1,8 @@
 """Pictures and tables of a training, written into its model folder while it goes on.
 
-    batch.png          patches before and after augmentation, once
-    validation.png     image, truth, prediction and where they differ, at the latest validation
-    training.png, metrics.csv, tensorboard/      see `unet_core.records`
+batch.png          patches before and after augmentation, once
+validation.png     image, truth, prediction and where they differ, at the latest validation
+training.png, metrics.csv, tensorboard/      see `unet_core.records`
 """
 
 from __future__ import annotations

@@ -107,9 +107,7 @@ class Thresholds:
                 "classes and probabilities differ in shape", expected=classes.shape, found=probabilities.shape
             )
         if probabilities.dtype != np.uint8:
-            raise InputError(
-                "probabilities must be uint8", found=probabilities.dtype, fix="v = round(255 p)"
-            )
+            raise InputError("probabilities must be uint8", found=probabilities.dtype, fix="v = round(255 p)")
         flat, values = classes.reshape(-1), probabilities.reshape(-1)
         counts = np.zeros(2 * VALUES, np.int64)
         for start in range(0, flat.size, _PIECE):
