@@ -142,8 +142,8 @@ class TrainConfig(Config):
     target: TargetName = Field(
         "semantic", description="What to learn: classes as they are, or what instance ids are made into"
     )
-    classes: Annotated[int, Field(ge=2)] | None = Field(
-        None, description="Number of classes, background included; the default is the target's, or 2"
+    classes: int | None = Field(
+        None, ge=2, description="Number of classes, background included; the default is the target's, or 2"
     )
     channels: str | None = Field(None, description="Channels that the model sees, such as 0 or 0,2")
     fine_tune: str | None = Field(
@@ -180,7 +180,7 @@ class TrainConfig(Config):
         0.99, description="Decay per step of the average of weights that is kept; 0 keeps the weights"
     )
     freeze_norm: Annotated[float, Field(gt=0, le=1)] = Field(
-        0.5, description="Share of the steps after which batch norm does as in inference; 1 never"
+        0.75, description="Share of the steps after which batch norm does as in inference; 1 never"
     )
     loss: Literal["cross_entropy", "dice", "cross_entropy+dice"] = Field(
         "cross_entropy", description="Softmax cross-entropy, soft Dice, or their sum"

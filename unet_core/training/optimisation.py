@@ -55,7 +55,7 @@ class Optimisation:
     warm_up: float = 0.1
     gradient_clip: float = 1.0
     ema: float = 0.99
-    freeze_norm: float = 0.5
+    freeze_norm: float = 0.75
 
     def __post_init__(self) -> None:
         problems = [
