@@ -11,6 +11,7 @@ import io
 import json
 import tomllib
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -95,7 +96,8 @@ def _file(place: Store, spec: str | None, *, where: str) -> Found:
             return archive.read(member)
         except KeyError:
             return None
-        except (zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError, EOFError) as error:
+        # RuntimeError: encrypted (NotImplementedError, a kind of it: packed in a way unknown here).
+        except (zipfile.BadZipFile, zlib.error, RuntimeError, OSError, EOFError) as error:
             raise InputError("this package is damaged", where=f"{where}, {member}", found=error) from None
 
     return _package(read, spec, where=where)

@@ -33,6 +33,8 @@ class Trainer:
         self._settled_from = plan.settled_from
         self._device = torch.device(settings.device)
         self._format = channels_last(plan.spec.ndim)
+        modules = network.modules() if plan.settled_from > 1 else ()
+        self._norms = [m for m in modules if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         self.network = network.to(device=self._device, memory_format=self._format)  # type: ignore[call-overload]
         self._optimiser = settings.optimisation.build(self.network.parameters())
         self._scaler = torch.amp.GradScaler(settings.device, enabled=settings.dtype == "float16")
@@ -80,13 +82,12 @@ class Trainer:
 
     def _freeze_norm(self, number: int) -> None:
         """From the plan's step on, let batch norm do as it will in inference."""
-        if number < self._settled_from or self._settled_from == 1:
+        if not self._norms or number < self._settled_from:
             return
         if number == self._settled_from and self._average is not None:
             self._average.give_statistics(self.network)  # its own are those of the last few patches
-        for module in self.network.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.eval()
+        for norm in self._norms:
+            norm.eval()
 
     def _logits(self, part: Batch) -> Tensor:
         dtype = DTYPES[self._settings.dtype]
