@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from unet_core.budget import GIB, WORKER_BASE, beside_training_bytes, training_bytes
+from unet_core.budget import CHUNKS_KEPT, GIB, WORKER_BASE, beside_training_bytes, training_bytes
 from unet_core.errors import InputError
 from unet_core.geometry import ceil_div
 from unet_core.training.plan import Plan
@@ -20,7 +20,9 @@ def bytes_per_rank(plan: Plan, ranks: int, *, dtype: str) -> int:
     part = ceil_div(items, settings.accumulate)
     step = training_bytes(plan.spec, patch, part, dtype, optimiser_states=states, average=average)
     beside = beside_training_bytes(plan.spec, patch, items, border=settings.border is not None)
-    return WORKER_BASE + step + beside
+    arrays = {v.where: v.array.nbytes for s in plan.sampler.sources for v in (s.image, s.labels)}
+    kept = plan.sampler.kept_bytes + min(CHUNKS_KEPT, sum(arrays.values()))
+    return WORKER_BASE + step + beside + kept
 
 
 def require_memory(plan: Plan, ranks: int, *, dtype: str, available: int) -> None:
