@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -454,8 +455,37 @@ def test_a_process_that_does_not_stop_is_ended(number: int) -> None:
         assert process.stdout.readline() == "ready\n"
         process.send_signal(number)
         _, err = process.communicate(timeout=60)
-        assert process.returncode == 130
+        assert process.returncode == (-number if number == signal.SIGINT else 130)
     assert "interrupted" in err
+
+
+OBEDIENT = """
+import sys, time
+from flows.supervise import INTERRUPTED, supervised
+def work():
+    try:
+        print("ready", flush=True)
+        time.sleep(60)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+sys.exit(supervised(work))
+"""
+
+
+def test_one_ctrl_c_ends_a_shells_loop() -> None:
+    """bash goes on with the next round where a command exits with 130 by itself."""
+    loop = 'for i in 1 2; do "$0" -c "$1"; done; echo went on'
+    with subprocess.Popen(
+        ["bash", "-c", loop, sys.executable, OBEDIENT],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as shell:
+        assert shell.stdout is not None
+        assert shell.stdout.readline() == "ready\n"
+        os.killpg(shell.pid, signal.SIGINT)  # as a terminal does
+        rest, _ = shell.communicate(timeout=60)
+        assert (shell.returncode, rest) == (-signal.SIGINT, "")
 
 
 ORPHAN = """
