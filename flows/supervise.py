@@ -9,10 +9,18 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 
+from unet_core.errors import UnetFlowsError
+
 INTERRUPTED = 130
 _SET_PARENT_DEATH_SIGNAL = 1  # prctl(2)
 _STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PATIENCE = 9  # seconds until a process that was asked to stop is ended
+
+
+class InterruptionError(UnetFlowsError):
+    """A run was asked to stop and did; the message says what became of it."""
+
+    exit_code = INTERRUPTED
 
 
 def supervised(work: Callable[[], int]) -> int:

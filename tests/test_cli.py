@@ -235,6 +235,17 @@ def test_errors_are_json_where_json_was_asked_for(run: Run, work: Path) -> None:
     assert json.loads(out)["error"]["problem"] == "no such volume"
 
 
+def test_an_interruption_during_start_up_claims_nothing(
+    run: Run, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("flows.segment.plan", interrupted)
+    result = run("segment", work / "volume.zarr", "--model", work / "model", "--to", work / "labels.zarr")
+    assert result == (130, "", "interrupted\n")
+
+
 class TestIngestRefuses:
     def test_a_tiff_cut_short(self, run: Run, tmp_path: Path) -> None:
         whole = tmp_path / "whole.tif"

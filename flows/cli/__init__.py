@@ -10,7 +10,7 @@ from typing import Any
 import typer
 
 from flows.cli.app import app
-from flows.supervise import INTERRUPTED, supervised
+from flows.supervise import INTERRUPTED, InterruptionError, supervised
 from unet_core.errors import InputError, UnetFlowsError
 
 # They register their commands, and --help lists these in the order of registration.
@@ -37,10 +37,12 @@ def run() -> int:
         code = app(standalone_mode=False)
     except typer.TyperException as error:
         return _fail(InputError(error.format_message(), fix="unet-flows --help, or COMMAND --help"))
+    except InterruptionError as error:
+        return _interrupted(str(error))
     except UnetFlowsError as error:
         return _fail(error)
     if code == INTERRUPTED:  # typer turns KeyboardInterrupt into this
-        _interrupted()
+        return _interrupted("interrupted")
     return code if isinstance(code, int) else 0
 
 
@@ -56,12 +58,11 @@ def _fail(error: UnetFlowsError) -> int:
     return error.exit_code
 
 
-def _interrupted() -> None:
+def _interrupted(told: str) -> int:
     if "--json" in sys.argv:
         print(json.dumps({"command": _command(), "status": "interrupted"}, indent=1))
-    goes_on = _command() in ("ingest", "segment", "train")
-    hint = "; the same command goes on where it stopped" if goes_on else ""
-    print(f"interrupted{hint}", file=sys.stderr)
+    print(told, file=sys.stderr)
+    return INTERRUPTED
 
 
 def _command() -> str:
