@@ -288,6 +288,11 @@ def read_toml(path: str) -> dict[str, Any]:
         raise InputError("this is not TOML", where=path, found=error) from None
 
 
+def read_training(path: str | None, flags: dict[str, Any]) -> TrainConfig:
+    """The TOML file's parameters with the flags' over them; InputError names unknown or missing ones."""
+    return validate(TrainConfig, {**(read_toml(path) if path else {}), **flags}, where=path)
+
+
 def read_cluster(path: str | None, *, workers: int | None) -> ClusterConfig:
     """The cluster to use: that of a TOML file, with `workers` over what it says, or the local default."""
     values = read_toml(path) if path else {}

@@ -443,6 +443,36 @@ def test_help_is_fast_because_nothing_heavy_is_imported() -> None:
     assert done.stderr.strip() == "[]"
 
 
+WRONG_PATHS = """
+segment absent --model m --to l
+ingest absent.tif --to v
+ingest absent/*.png --to v
+train --image absent --labels absent --to m
+train --image absent --labels absent --init t.toml
+train absent.toml
+evaluate absent absent
+status absent
+verify absent
+clean absent
+export absent --format onnx --to m
+import absent.zip --to m
+""".strip().splitlines()
+
+
+def test_a_wrong_path_is_told_before_anything_heavy_is_imported(tmp_path: Path) -> None:
+    code = (
+        "import sys; from flows.cli import run\n"
+        f"for command in {WRONG_PATHS!r}:\n"
+        "    sys.argv = ['unet-flows', *command.split()]\n"
+        "    print(run(), sorted({'torch', 'dask', 'distributed', 'prefect'} & set(sys.modules)), command)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    assert done.stdout.splitlines() == [f"2 [] {command}" for command in WRONG_PATHS]
+    assert done.stderr.count("absent") >= len(WRONG_PATHS)
+
+
 STUBBORN = """
 import signal, sys, time
 from flows import supervise
