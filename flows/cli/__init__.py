@@ -10,6 +10,7 @@ from typing import Any
 import typer
 
 from flows.cli.app import app
+from flows.suggestions import did_you_mean, quoted
 from flows.supervise import INTERRUPTED, InterruptionError, supervised
 from unet_core.errors import InputError, UnetFlowsError
 
@@ -36,7 +37,7 @@ def run() -> int:
     try:
         code = app(standalone_mode=False)
     except typer.TyperException as error:
-        return _fail(InputError(error.format_message(), fix="unet-flows --help, or COMMAND --help"))
+        return _fail(InputError(_said(error), fix="unet-flows --help, or COMMAND --help"))
     except InterruptionError as error:
         return _interrupted(str(error))
     except UnetFlowsError as error:
@@ -44,6 +45,15 @@ def run() -> int:
     if code == INTERRUPTED:  # typer turns KeyboardInterrupt into this
         return _interrupted("interrupted")
     return code if isinstance(code, int) else 0
+
+
+def _said(error: typer.TyperException) -> str:
+    """What typer says, with the choice that a misspelt value is nearest to."""
+    text = error.format_message().replace("Value error, ", "")
+    if " is not one of " not in text:
+        return text
+    given, choices = (quoted(part) for part in text.split(" is not one of "))
+    return text.rstrip(".") + did_you_mean(given[-1], choices)
 
 
 def _fail(error: UnetFlowsError) -> int:
