@@ -10,7 +10,7 @@ from prefect import Flow, flow
 
 from flows import gpus, tasks
 from flows.cluster import open_client
-from flows.config import ClusterConfig, TrainConfig, read_cluster, read_toml, takes, validate
+from flows.config import ClusterConfig, TrainConfig, read_cluster, takes, validate
 from flows.outcome import IncompleteRunError, owned
 from flows.training_data import labelled_regions, settings_of, spec_of
 from unet_core import training
@@ -37,11 +37,6 @@ class PlannedTraining:
     identity: dict[str, Any]
     record: RunRecord | None
     cluster: ClusterConfig
-
-
-def read_config(path: str | None, flags: dict[str, Any]) -> TrainConfig:
-    """The TOML file's parameters with the flags' over them; InputError names unknown or missing ones."""
-    return validate(TrainConfig, {**(read_toml(path) if path else {}), **flags}, where=path)
 
 
 def prepare(config: TrainConfig) -> PlannedTraining:

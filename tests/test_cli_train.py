@@ -43,6 +43,36 @@ def test_options_that_cannot_be(run, here, options, facts):  # noqa: F811
 
 
 @pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("step = 10", "step: unknown key; did you mean steps?"),
+        ('target = "boundry"', "or 'interior-boundary'; did you mean boundary?"),
+        ("elastic = 3.0", "elastic: unknown key; it belongs into [augment]"),
+        ("[augment]\nelastc = 3.0", "augment.elastc: unknown key; did you mean elastic?"),
+        ("[augment]\nsteps = 10", "augment.steps: unknown key; it belongs above the first table"),
+        ('[[pairs]]\nimge = "a"\nimage = "a"\nlabels = "b"', "0.imge: unknown key; did you mean image?"),
+        ("weight = 2.0", "weight: unknown key; it belongs into [[pairs]]"),
+    ],
+)
+def test_what_is_misspelt_is_told_with_what_was_meant(run, here, text, says):  # noqa: F811
+    (here / "train.toml").write_text(f'to = "model"\n{text}')
+    code, _, err = run("train", "train.toml")
+    assert code == 2
+    assert f"{says}\n" in err
+    assert "expected" not in err, "no list of fifty names"
+
+
+def test_a_key_that_is_like_none_is_told_with_all_of_its_table(run, here):  # noqa: F811
+    (here / "train.toml").write_text('to = "model"\n[augment]\nxyzzy = 3')
+    refused(run("train", "train.toml"), "augment.xyzzy: unknown key", "augment: flips, rotations")
+
+
+def test_a_misspelt_option_value_is_told_with_what_was_meant(run, here):  # noqa: F811
+    refused(run("train", *DATA, "--target", "boundry"), "'boundry' is not one of", "did you mean boundary?")
+    refused(run("evaluate", "image.zarr", "labels.zarr", "--target", "seperated"), "did you mean separated?")
+
+
+@pytest.mark.parametrize(
     ("cluster", "facts"),
     [
         ("cluster = 3", ["cluster", "not a table"]),

@@ -90,7 +90,7 @@ def test_stopped_and_killed_it_ends_as_an_undisturbed_one(root, server, referenc
         else:
             running.process.send_signal(number)
             code, document, _ = running.end(30)
-            assert code == 130
+            assert code == (-number if number == signal.SIGINT else 130)
             assert document["status"] == "interrupted"
         _, alive = psutil.wait_procs(family, timeout=10)
         assert [p for p in alive if p.status() != psutil.STATUS_ZOMBIE] == []

@@ -14,6 +14,7 @@ from test_training import QUICK, blobs, split
 from flows.inspection import status
 from flows.outcome import told
 from flows.summary import print_status, print_training
+from flows.supervise import InterruptionError
 from flows.tasks import training_stands
 from flows.train import recorded
 from unet_core import training
@@ -55,6 +56,15 @@ def test_prefects_death_leaves_a_complete_trainings_document(plan, begun, capsys
     assert document["validation"] == trained.history.best["scores"]
     print_training(document)
     assert "IoU" in capsys.readouterr().out
+
+
+def test_an_interruption_claims_no_progress_that_was_not_made(begun, tmp_path):
+    def interrupted(**_: Any) -> dict[str, Any]:
+        raise KeyboardInterrupt
+
+    for to, says in ((begun[0].url, "goes on where it stopped"), (str(tmp_path / "new"), "before anything")):
+        with pytest.raises(InterruptionError, match=says):
+            told(interrupted, "train", {"to": to})
 
 
 def test_a_training_that_goes_on_is_shown(plan, begun, capsys):

@@ -6,6 +6,7 @@ import inspect
 import json
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -66,6 +67,23 @@ def options_of(
         return function
 
     return decorate
+
+
+def require_there(problem: str, *paths: str | None, fix: str = "check the path") -> None:
+    """Refuse local paths where nothing lies, before libraries that would open them are loaded, for seconds.
+
+    URLs and sets (`*`) are left to those who read them.
+
+    Raises
+    ------
+    InputError
+        The `problem`, for the first of such paths.
+    """
+    for path in paths:
+        known = path is None or "://" in path or "*" in path or Path(path).expanduser().exists()
+        if path is not None and not known:
+            where = Path(path).expanduser().absolute()
+            raise InputError(problem, where=where, found="nothing there", fix=fix)
 
 
 def confirm_restart(config: Config, yes: bool) -> None:
