@@ -296,7 +296,13 @@ class TestTrainRefuses:
 
     def test_more_memory_than_there_is(self, run: Run, work: Path) -> None:
         size = ("--patch", "256,256,256", "--base", "256", "--batch", "64")
-        refused(self.train(run, work, *size), "does not fit in memory", "GiB available", "--accumulate")
+        code, out, err = self.train(run, work, *size)
+        assert (code, out) == (2, "")
+        # What is odd comes first: it says why the memory does not suffice.
+        note, error = err.index("note: "), err.index("error: this training does not fit in memory")
+        assert note < err.index("z (20 of 256), y (40 of 256), x (36 of 256): it is mirrored there") < error
+        for fact in ("GiB available", "--accumulate", "--patch (20,40,36 covers every region)"):
+            assert fact in err
 
     def test_a_class_that_the_network_does_not_have(self, run: Run, work: Path) -> None:
         refused(self.train(run, work, "--target", "semantic"), "class", "truth.zarr")

@@ -115,8 +115,8 @@ def test_labels_are_looked_at_once(run, here, monkeypatch):  # noqa: F811
     prepared: list[Any] = []
     prepare = flows.train.prepare
 
-    def counted(config: Any) -> Any:
-        prepared.append(prepare(config))
+    def counted(config: Any, **options: Any) -> Any:
+        prepared.append(prepare(config, **options))
         return prepared[-1]
 
     def do(config: Any, planned: Any) -> dict[str, Any]:

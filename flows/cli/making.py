@@ -63,11 +63,8 @@ def train(
     from flows.outcome import told
     from flows.summary import print_training
     from flows.train import flow_of, prepare, recorded
-    from unet_core.training import notes as training_notes
 
-    planned = prepare(settings)
-    for note in training_notes(planned.plan):
-        print(f"note: {note}", file=sys.stderr)
+    planned = prepare(settings, tell=lambda note: print(f"note: {note}", file=sys.stderr))
     confirm_restart(settings, yes)
     document = told(flow_of(planned), "train", settings.model_dump(), recorded=recorded)
     report(document, as_json, print_training)
