@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.cli.app import AsJson, Yes, app, confirm_restart, options_of, report, require_there
+from flows.cli.app import AsJson, Yes, app, confirm_restart, options_of, report, require_new, require_there
 from flows.config import IngestConfig, SegmentConfig, TrainConfig
 
 
@@ -50,6 +50,7 @@ def train(
     given = {k: v for k, v in parameters.items() if v is not None}
     if init is not None:
         require_there("no such volume", given.get("image"), given.get("labels"))
+        require_new("the configuration cannot be written", init, fix="choose another --init")
         from flows.init import write
         from flows.summary import print_proposal
 
