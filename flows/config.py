@@ -299,8 +299,10 @@ def choice(name: str, value: str | None, choices: Any) -> Any:
     return value
 
 
-def parse_box(text: str | None) -> Box | None:
-    return None if text is None else Box.parse(text)
+def parse_box(text: str | None, volume: Shape | None = None) -> Box | None:
+    """`z0:z1,y0:y1,x0:x1` as a box; of a `volume` that is a single plane `y0:y1,x0:x1` will do."""
+    box = None if text is None else Box.parse(text)
+    return box if box is None or volume is None else box.in_volume(volume)
 
 
 def parse_shape(name: str, text: str | None, *, ndim: int = 3) -> Shape | None:

@@ -91,7 +91,8 @@ def evaluate(
         _require_complete(labels, truth, *([image] if image else []))
     record = _segmentation(labels)
     plan: dict[str, Any] = {} if record is None else dict(record.plan)
-    region = parse_box(roi) or (Box.parse(plan["tiling"]["roi"]) if plan else None)
+    predicted, true = Volume.open(labels), Volume.open(truth)
+    region = parse_box(roi, true.shape) or (Box.parse(plan["tiling"]["roi"]) if plan else None)
     common: dict[str, Any] = {
         "target": target,
         "roi": region,
@@ -99,9 +100,8 @@ def evaluate(
         "planar": planar or (bool(plan) and plan["tiling"]["tile"][0] == 1),
         "ignore": ignore,
     }
-    predicted, true = Volume.open(labels), Volume.open(truth)
     # Looked at before the scores, which take long: what cannot be used is said at once.
-    box = parse_box(trivial_from)
+    box = parse_box(trivial_from, true.shape)
     require_inside(box, true, what="the training region")
     intensities = None
     if image is not None:
@@ -180,9 +180,9 @@ def evaluate_instances(
                 found=", ".join(record.plan["classes"]),
                 fix="leave --instances out to compare classes; the order is LABELS TRUTH",
             )
-    return compare_instances(
-        Volume.open(labels), Volume.open(truth), roi=parse_box(roi), planar=planar, ignore=ignore
-    )
+    predicted, true = Volume.open(labels), Volume.open(truth)
+    region = parse_box(roi, true.shape)
+    return compare_instances(predicted, true, roi=region, planar=planar, ignore=ignore)
 
 
 def _require_complete(*urls: str) -> None:

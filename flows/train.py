@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,8 +40,11 @@ class PlannedTraining:
     cluster: ClusterConfig
 
 
-def prepare(config: TrainConfig) -> PlannedTraining:
-    """Everything checked, the data's intensity scale measured, nothing written."""
+def prepare(config: TrainConfig, *, tell: Callable[[str], None] = lambda note: None) -> PlannedTraining:
+    """Everything checked, the data's intensity scale measured, nothing written.
+
+    `tell` gets what may surprise, before memory is looked at: it may say why there is too little.
+    """
     output = Store(config.to)
     cluster = _cluster(config)
     sources, weights, held_out = labelled_regions(config)
@@ -56,15 +60,17 @@ def prepare(config: TrainConfig) -> PlannedTraining:
     plan = training.prepare(
         sources, held_out, spec, settings_of(config, spec), weights=weights, fine_tunes=config.fine_tune
     )
+    identity = training.identity(plan, device=config.device, dtype=config.dtype)
+    record = None if config.restart else begun(output, training.KIND, identity)
+    output.check_writable(64 * 2**20)
+    for note in training.notes(plan):
+        tell(note)
     ranks = min(cluster.workers, config.batch)
     if cluster.kind == "local" and config.device != "cpu" and (visible := gpus.seen()[0]):
         gpus.require(ranks, len(visible), where="this machine")
     elif cluster.kind == "local":
         dtype = "float32" if config.dtype == "auto" else config.dtype
         training.require_memory(plan, ranks, dtype=dtype, available=free_memory("cpu"))
-    identity = training.identity(plan, device=config.device, dtype=config.dtype)
-    record = None if config.restart else begun(output, training.KIND, identity)
-    output.check_writable(64 * 2**20)
     return PlannedTraining(plan=plan, identity=identity, record=record, cluster=cluster)
 
 

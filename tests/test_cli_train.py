@@ -87,6 +87,12 @@ def test_cluster_files_that_would_not_count(run, here, cluster, facts):  # noqa:
     refused(run("train", *DATA, "--target", "foreground", "--cluster", "cluster.toml"), *facts)
 
 
+def test_a_proposal_takes_an_image_and_its_labels(run, here):  # noqa: F811
+    refused(run("train", "--init", "t.toml", "--image", "image.zarr"), "--init takes", "image")
+    refused(run("train", "--init", "t.toml", *DATA, "--steps", "5"), "--init takes", "steps")
+    assert not (here / "t.toml").exists()
+
+
 @pytest.mark.parametrize("key", ["region", "validation_region"])
 def test_a_region_beside_pairs_would_not_count(run, here, key):  # noqa: F811
     pairs = '[[pairs]]\nimage = "image.zarr"\nlabels = "labels.zarr"\n'
@@ -115,8 +121,8 @@ def test_labels_are_looked_at_once(run, here, monkeypatch):  # noqa: F811
     prepared: list[Any] = []
     prepare = flows.train.prepare
 
-    def counted(config: Any) -> Any:
-        prepared.append(prepare(config))
+    def counted(config: Any, **options: Any) -> Any:
+        prepared.append(prepare(config, **options))
         return prepared[-1]
 
     def do(config: Any, planned: Any) -> dict[str, Any]:

@@ -86,6 +86,21 @@ def require_there(problem: str, *paths: str | None, fix: str = "check the path")
             raise InputError(problem, where=where, found="nothing there", fix=fix)
 
 
+def require_new(problem: str, path: str, *, fix: str) -> None:
+    """Refuse to write a file where one is, or where no folder is, before any work.
+
+    Raises
+    ------
+    InputError
+        The `problem`.
+    """
+    place = Path(path)
+    taken = place.exists() or place.is_symlink()
+    if taken or not place.absolute().parent.is_dir():
+        found = "there is something already" if taken else "no such folder"
+        raise InputError(problem, where=path, found=found, fix=fix)
+
+
 def confirm_restart(config: Config, yes: bool) -> None:
     """Ask before an output is taken away.
 

@@ -27,7 +27,6 @@ def export(
 ) -> None:
     """Write a trained model for other software: an ONNX file, or a bioimage.io package."""
     require_there("no such model", model, fix="train one: unet-flows train --help")
-    require_there("no such volume", image)
     from flows.config import choice
     from flows.exchange import Format, about, export_model
     from flows.summary import print_export

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.cli.app import AsJson, Yes, app, confirm_restart, options_of, report, require_there
+from flows.cli.app import AsJson, Yes, app, confirm_restart, options_of, report, require_new, require_there
 from flows.config import IngestConfig, SegmentConfig, TrainConfig
 
 
@@ -50,6 +50,7 @@ def train(
     given = {k: v for k, v in parameters.items() if v is not None}
     if init is not None:
         require_there("no such volume", given.get("image"), given.get("labels"))
+        require_new("the configuration cannot be written", init, fix="choose another --init")
         from flows.init import write
         from flows.summary import print_proposal
 
@@ -63,11 +64,8 @@ def train(
     from flows.outcome import told
     from flows.summary import print_training
     from flows.train import flow_of, prepare, recorded
-    from unet_core.training import notes as training_notes
 
-    planned = prepare(settings)
-    for note in training_notes(planned.plan):
-        print(f"note: {note}", file=sys.stderr)
+    planned = prepare(settings, tell=lambda note: print(f"note: {note}", file=sys.stderr))
     confirm_restart(settings, yes)
     document = told(flow_of(planned), "train", settings.model_dump(), recorded=recorded)
     report(document, as_json, print_training)
