@@ -10,11 +10,11 @@ from typing import Any
 
 import cc3d
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from unet_core.geometry import Box, Shape
 from unet_core.instances.blocking import Connectivity
+from unet_core.instances.compiled import compiled
 
 _NEIGHBOURS = {("face", 3): 6, ("full", 3): 26, ("face", 2): 4, ("full", 2): 8}
 
@@ -57,11 +57,13 @@ def describe(
     """
     size, value = np.zeros(count, np.uint32), np.zeros(count, np.uint8)
     first = np.zeros(count, np.uint64)
-    describe_rows(labels, values, *box.lower, volume[1], volume[2], size, first, value)
+    z, y, x = box.lower
+    describe_rows(labels, values, z, y, x, volume[1], volume[2], size, first, value)
     return {"size": size, "first": first, "value": value}
 
 
-def _describe_rows(
+@compiled
+def describe_rows(
     labels: NDArray[np.uint32],
     values: NDArray[np.uint8],
     z0: int,
@@ -90,9 +92,6 @@ def _describe_rows(
                     size[found - 1] += x - start
 
 
-describe_rows = njit(nogil=True)(_describe_rows)
-
-
 def renumber(labels: NDArray[np.uint32], table: NDArray[Any]) -> NDArray[Any]:
     """`table[labels]` in the table's data type; numpy would first make 64-bit indices of all voxels."""
     result = np.empty(labels.shape, table.dtype)
@@ -100,9 +99,7 @@ def renumber(labels: NDArray[np.uint32], table: NDArray[Any]) -> NDArray[Any]:
     return result
 
 
-def _look_up(labels: NDArray[np.uint32], table: NDArray[Any], result: NDArray[Any]) -> None:
+@compiled
+def look_up(labels: NDArray[np.uint32], table: NDArray[Any], result: NDArray[Any]) -> None:
     for i in range(labels.size):
         result[i] = table[labels[i]]
-
-
-look_up = njit(nogil=True)(_look_up)

@@ -21,6 +21,7 @@ from numcodecs.zstd import compress, decompress
 from numpy.typing import NDArray
 
 from unet_core.errors import DataError
+from unet_core.ledger import object_digest
 from unet_core.volumes import Store
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -63,9 +64,20 @@ class InMemory:
 
 @dataclass(frozen=True)
 class InStore:
-    """Evidence in the output that it belongs to."""
+    """Evidence in the output that it belongs to. Made anew for each block that writes some.
+
+    Attributes
+    ----------
+    source, sourced
+        Another output, and the kinds that are read from there, because it is merged anew.
+    digests
+        Of the objects written, by key, for the ledger.
+    """
 
     store: Store
+    source: Store | None = None
+    sourced: frozenset[str] = frozenset()
+    digests: dict[str, bytes] = field(default_factory=dict)
 
     def read(self, kind: str, index: int) -> Arrays:
         """See `Evidence`.
@@ -76,13 +88,16 @@ class InStore:
             It is not there, or damaged.
         """
         key = key_of(kind, index)
-        data = self.store.read(key)
+        store = self.source if self.source is not None and kind in self.sourced else self.store
+        data = store.read(key)
         if data is None:
-            raise DataError("what a block left is not there", where=f"{self.store.url}/{key}", fix=_MEND)
-        return unpack(data, where=f"{self.store.url}/{key}")
+            raise DataError("what a block left is not there", where=f"{store.url}/{key}", fix=_MEND)
+        return unpack(data, where=f"{store.url}/{key}")
 
     def write(self, kind: str, index: int, arrays: Arrays) -> None:
-        self.store.write(key_of(kind, index), pack(arrays))
+        key, data = key_of(kind, index), pack(arrays)
+        self.store.write(key, data)
+        self.digests[key] = object_digest(data)
 
     def read_all(self, kind: str, indices: Iterable[int]) -> Iterator[Arrays]:
         """See `Evidence`; some are read ahead, in threads: a remote store takes its time for each."""
@@ -101,7 +116,12 @@ _MEND = "unet-flows verify OUTPUT --repair, then the command that made it"
 
 def key_of(kind: str, index: int) -> str:
     """The object's key in the output's store."""
-    return f"{FOLDER}/{kind}/{index // _GROUP:06d}/{index}"
+    return f"{folder_of(kind)}{index // _GROUP:06d}/{index}"
+
+
+def folder_of(kind: str) -> str:
+    """The folder of all objects of a kind; ends in "/"."""
+    return f"{FOLDER}/{kind}/"
 
 
 def pack(arrays: Arrays) -> bytes:

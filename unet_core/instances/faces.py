@@ -13,10 +13,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from unet_core.instances.blocking import OFFSETS, Connectivity, Offset
+from unet_core.instances.compiled import compiled
 
 Faces = Mapping[str, NDArray[Any]]  # by `face_name`; two axes each
 
@@ -67,14 +67,14 @@ def contacts(
     they touch in edges and corners alone.
     """
     # Contiguous, so that the kernel is compiled once.
-    labels = map(np.ascontiguousarray, seam(here, there, "labels", offset))
-    values = map(np.ascontiguousarray, seam(here, there, "values", offset))
+    mine, other = map(np.ascontiguousarray, seam(here, there, "labels", offset))
+    my_values, other_values = map(np.ascontiguousarray, seam(here, there, "values", offset))
     across_face = sum(map(abs, offset)) == 1
     axis = next(a for a, o in enumerate(offset) if o)
     # Around the voxel across: not along an axis on which the blocks touch in one plane alone.
     free = (a for a in range(3) if a != axis)
     reach = [int(connectivity == "full" and not offset[a] and not (planar and a == 0)) for a in free]
-    found = find_pairs(*labels, *values, *reach)
+    found = find_pairs(mine, other, my_values, other_values, reach[0], reach[1])
     keys, counts = _unique_with_area(found, across_face)
     return {
         "here": (keys >> np.uint64(32)).astype(np.uint32),
@@ -94,7 +94,8 @@ def _unique_with_area(
     return keys, area
 
 
-def _find_pairs(
+@compiled
+def find_pairs(
     mine: NDArray[np.uint32],
     other: NDArray[np.uint32],
     my_values: NDArray[np.uint8],
@@ -128,9 +129,6 @@ def _find_pairs(
                     last = pair
                     count += 1
     return found[:count]
-
-
-find_pairs = njit(nogil=True)(_find_pairs)
 
 
 def all_contacts(

@@ -17,11 +17,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from unet_core.geometry import Box
 from unet_core.instances.blocking import FACES, OFFSETS, Blocking, Connectivity
+from unet_core.instances.compiled import compiled
 from unet_core.instances.components import label, renumber
 from unet_core.instances.evidence import Evidence
 from unet_core.instances.faces import Faces, all_contacts, seam
@@ -47,7 +47,7 @@ def enclosures(
     -------
     `open` (bool), `lowest` and `highest` (uint8, values that touch it by faces).
     """
-    found = {
+    found: dict[str, NDArray[Any]] = {
         "open": np.zeros(count, np.bool_),
         "lowest": np.full(count, _NONE, np.uint8),
         "highest": np.zeros(count, np.uint8),
@@ -64,7 +64,8 @@ def enclosures(
     return found
 
 
-def _look_around(
+@compiled
+def look_around(
     labels: NDArray[np.uint32],
     values: NDArray[np.uint8],
     first_axis: int,
@@ -89,9 +90,6 @@ def _look_around(
                         continue
                     lowest[at] = min(lowest[at], value)
                     highest[at] = max(highest[at], value)
-
-
-look_around = njit(nogil=True)(_look_around)
 
 
 def hole_contacts(

@@ -42,13 +42,13 @@ def label_components(
     evidence = InMemory()
     if fill_holes:
         values = _filled(values, blocking, evidence, complement(connectivity))
-    labels = np.empty(values.shape, np.uint32)
+    labels: list[NDArray[np.uint32]] = []
     faces: list[Faces] = []
     for index in range(len(blocking)):
         box = blocking.box(index)
-        own = values[box.slices]
+        own = np.ascontiguousarray(values[box.slices])
         found, count = label(own, connectivity, planar=planar)
-        labels[box.slices] = found
+        labels.append(found)
         evidence.write(merging.OBJECTS, index, describe(found, own, count, box=box, volume=values.shape))
         faces.append(faces_of({"labels": found, "values": own}, blocking.inner_sides(index)))
     for index, own_faces in enumerate(faces):
@@ -56,9 +56,8 @@ def label_components(
         evidence.write(merging.SEAMS, index, all_contacts(own_faces, there, connectivity, planar=planar))
     merging.merge(blocking, evidence, min_size=min_size)
     result = np.empty(values.shape, evidence.read(merging.IDS, 0)["ids"].dtype)
-    for index in range(len(blocking)):
-        box = blocking.box(index)
-        result[box.slices] = renumber(labels[box.slices], merging.table_of(evidence, index))
+    for index, found in enumerate(labels):
+        result[blocking.box(index).slices] = renumber(found, merging.table_of(evidence, index))
     return result
 
 

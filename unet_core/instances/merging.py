@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from unet_core.instances import union_find
 from unet_core.instances.blocking import OFFSETS, Blocking
+from unet_core.instances.compiled import compiled
 from unet_core.instances.evidence import Arrays, Evidence
 from unet_core.instances.ranking import Ranking, id_type, rows_of_blocks
 
@@ -163,7 +163,8 @@ def _begins(
     )
 
 
-def _add_up(
+@compiled
+def add_up(
     sets: NDArray[Any],
     labels: NDArray[np.uint32],
     sizes: NDArray[np.uint32],
@@ -176,6 +177,3 @@ def _add_up(
         at = labels[i] - 1
         size[sets[i]] += sizes[at]
         first[sets[i]] = min(first[sets[i]], firsts[at])
-
-
-add_up = njit(nogil=True)(_add_up)

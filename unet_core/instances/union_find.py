@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from unet_core.instances.compiled import compiled
 
 
 def fresh(count: int) -> NDArray[Any]:
@@ -18,17 +19,16 @@ def fresh(count: int) -> NDArray[Any]:
     return np.arange(count, dtype=np.uint32 if count < 2**32 else np.uint64)
 
 
-def _root(parents: NDArray[Any], node: int) -> int:
+@compiled
+def root(parents: NDArray[Any], node: int) -> int:
     while parents[node] != node:
         parents[node] = parents[parents[node]]
         node = parents[node]
     return node
 
 
-root = njit(nogil=True)(_root)
-
-
-def _unite(parents: NDArray[Any], here: NDArray[np.int64], there: NDArray[np.int64]) -> None:
+@compiled
+def unite(parents: NDArray[Any], here: NDArray[np.int64], there: NDArray[np.int64]) -> None:
     """Make the sets of here[i] and there[i] one, for all i."""
     for i in range(here.size):
         a, b = root(parents, here[i]), root(parents, there[i])
@@ -38,10 +38,8 @@ def _unite(parents: NDArray[Any], here: NDArray[np.int64], there: NDArray[np.int
             parents[a] = b
 
 
-unite = njit(nogil=True)(_unite)
-
-
-def _number(parents: NDArray[Any]) -> int:
+@compiled
+def number(parents: NDArray[Any]) -> int:
     """Replace, in place, every node by the number of its set: 0, 1, ... in order of the sets' first nodes."""
     count = 0
     for node in range(parents.size):
@@ -52,6 +50,3 @@ def _number(parents: NDArray[Any]) -> int:
         else:
             parents[node] = parents[parents[node]]
     return count
-
-
-number = njit(nogil=True)(_number)
