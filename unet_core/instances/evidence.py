@@ -1,6 +1,6 @@
 """What blocks leave for one another: a few arrays in one object of the store, compressed and checked.
 
-    OUTPUT/evidence/KIND/000000/INDEX      checksum, header (JSON), arrays one after the other
+    OUTPUT/evidence/KIND/000000/INDEX      checksum, size, then by zstd: header (JSON), arrays
 
 Kinds are listed where they are written. Everything that a merge was decided by is kept, so that it can be
 decided anew without the network, and without the voxels.
@@ -28,7 +28,7 @@ Arrays = Mapping[str, NDArray[Any]]
 
 FOLDER = "evidence"
 _GROUP = 4096  # objects in one folder
-_CHECK = 8  # bytes
+_CHECK, _SIZE = 8, 8  # bytes
 _AHEAD = 16  # objects that are read while others are worked on
 _LEVEL = 1  # of zstd
 
@@ -129,12 +129,13 @@ def pack(arrays: Arrays) -> bytes:
     whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     header = json.dumps([[name, a.dtype.str, list(a.shape)] for name, a in whole.items()]).encode()
     parts = [len(header).to_bytes(4, "little"), header, *(a.tobytes() for a in whole.values())]
-    body = bytes(compress(b"".join(parts), _LEVEL))
+    content = b"".join(parts)
+    body = len(content).to_bytes(_SIZE, "little") + bytes(compress(content, _LEVEL))
     return _checksum(body) + body
 
 
 def unpack(data: bytes, *, where: str = "") -> dict[str, NDArray[Any]]:
-    """What `pack` was given; read-only.
+    """What `pack` was given.
 
     Raises
     ------
@@ -144,7 +145,8 @@ def unpack(data: bytes, *, where: str = "") -> dict[str, NDArray[Any]]:
     body = data[_CHECK:]
     if _checksum(body) != data[:_CHECK]:
         raise DataError("what a block left is damaged", where=where, fix=_MEND)
-    content = bytes(decompress(body))
+    content = bytearray(int.from_bytes(body[:_SIZE], "little"))
+    decompress(body[_SIZE:], content)
     start = 4 + int.from_bytes(content[:4], "little")
     arrays = {}
     for name, dtype, shape in json.loads(content[4:start]):

@@ -10,14 +10,15 @@ Blocks that touch in an edge or a corner alone find its voxels on these same fac
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import product
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unet_core.instances.blocking import OFFSETS, Connectivity, Offset
-from unet_core.instances.compiled import compiled
 
+_HALF = np.uint64(32)
 Faces = Mapping[str, NDArray[Any]]  # by `face_name`; two axes each
 
 
@@ -66,69 +67,47 @@ def contacts(
     `here`, `there` (uint32 labels) and `area` (uint32): the voxel faces that they have in common, 0 where
     they touch in edges and corners alone.
     """
-    # Contiguous, so that the kernel is compiled once.
-    mine, other = map(np.ascontiguousarray, seam(here, there, "labels", offset))
-    my_values, other_values = map(np.ascontiguousarray, seam(here, there, "values", offset))
-    across_face = sum(map(abs, offset)) == 1
+    mine, other = seam(here, there, "labels", offset)
+    my_values, other_values = seam(here, there, "values", offset)
     axis = next(a for a, o in enumerate(offset) if o)
     # Around the voxel across: not along an axis on which the blocks touch in one plane alone.
     free = (a for a in range(3) if a != axis)
     reach = [int(connectivity == "full" and not offset[a] and not (planar and a == 0)) for a in free]
-    found = find_pairs(mine, other, my_values, other_values, reach[0], reach[1])
-    keys, counts = _unique_with_area(found, across_face)
+    keys, area = [np.zeros(0, np.uint64)], [np.zeros(0, np.uint32)]
+    for di, dj in product(*(range(-r, r + 1) for r in reach)):
+        a, b = _shifted(mine.shape, di, dj)
+        touch = (mine[a] > 0) & (other[b] > 0) & (my_values[a] == other_values[b])
+        pairs = mine[a][touch].astype(np.uint64) << _HALF | other[b][touch]
+        starts = _runs(pairs)
+        keys.append(pairs[starts])
+        facing = sum(map(abs, offset)) == 1 and di == dj == 0
+        area.append(np.diff(starts, append=len(pairs)).astype(np.uint32) * np.uint32(facing))
+    found, inverse = np.unique(np.concatenate(keys), return_inverse=True)
+    total = np.zeros(len(found), np.uint32)
+    np.add.at(total, inverse, np.concatenate(area))
     return {
-        "here": (keys >> np.uint64(32)).astype(np.uint32),
-        "there": (keys & np.uint64(0xFFFFFFFF)).astype(np.uint32),
-        "area": counts,
+        "here": (found >> _HALF).astype(np.uint32),
+        "there": (found & np.uint64(2**32 - 1)).astype(np.uint32),
+        "area": total,
     }
 
 
-def _unique_with_area(
-    found: NDArray[np.uint64], across_face: bool
-) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
-    """Rows (pair, how often face to face) added up by pair."""
-    keys, inverse = np.unique(found[:, 0], return_inverse=True)
-    area = np.zeros(len(keys), np.uint32)
-    if across_face:
-        np.add.at(area, inverse, found[:, 1].astype(np.uint32))
-    return keys, area
+def _shifted(shape: tuple[int, ...], di: int, dj: int) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+    """The part of a plane that has a voxel at (di, dj) from it in another plane, and those voxels."""
+    ranges = [(max(0, -d), n - max(0, d)) for d, n in zip((di, dj), shape)]
+    return (
+        tuple(slice(a, max(a, b)) for a, b in ranges),
+        tuple(slice(a + d, max(a, b) + d) for d, (a, b) in zip((di, dj), ranges)),
+    )
 
 
-@compiled
-def find_pairs(
-    mine: NDArray[np.uint32],
-    other: NDArray[np.uint32],
-    my_values: NDArray[np.uint8],
-    other_values: NDArray[np.uint8],
-    reach_i: int,
-    reach_j: int,
-) -> NDArray[np.uint64]:
-    """(pair, face contacts) rows; a pair that goes on from one voxel to the next is one row."""
-    rows, columns = mine.shape
-    found = np.empty((16, 2), np.uint64)
-    count = 0
-    for di in range(-reach_i, reach_i + 1):
-        for dj in range(-reach_j, reach_j + 1):
-            facing = np.uint64(1 if di == 0 and dj == 0 else 0)
-            last = np.uint64(0)
-            for i in range(max(0, -di), rows - max(0, di)):
-                for j in range(max(0, -dj), columns - max(0, dj)):
-                    a, b = mine[i, j], other[i + di, j + dj]
-                    if a == 0 or b == 0 or my_values[i, j] != other_values[i + di, j + dj]:
-                        continue
-                    pair = np.uint64(a) << np.uint64(32) | np.uint64(b)
-                    if pair == last:
-                        found[count - 1, 1] += facing
-                        continue
-                    if count == len(found):
-                        larger = np.empty((2 * count, 2), np.uint64)
-                        larger[:count] = found
-                        found = larger
-                    found[count, 0] = pair
-                    found[count, 1] = facing
-                    last = pair
-                    count += 1
-    return found[:count]
+def _runs(pairs: NDArray[np.uint64]) -> NDArray[np.intp]:
+    """Where another value begins: most pairs go on from voxel to voxel, and sorting them is what costs."""
+    return (
+        np.flatnonzero(np.concatenate([[True], pairs[1:] != pairs[:-1]]))
+        if len(pairs)
+        else np.zeros(0, np.intp)
+    )
 
 
 def all_contacts(
