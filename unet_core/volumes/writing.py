@@ -84,6 +84,13 @@ def create_multiscale(
         )
 
 
+def create_group(store: Store) -> None:
+    """A Zarr group without metadata of its own, where there is none yet: arrays and groups come into it."""
+    if group_metadata(store) is None:  # a crash may have left half of one
+        store.delete(["zarr.json"])
+    zarr.open_group(store.zarr(read_only=False), mode="a", zarr_format=3, use_consolidated=False)
+
+
 def open_for_writing(store: Store, path: str) -> zarr.Array[Any]:
     """An array of a multiscale made by `create_multiscale`.
 
@@ -148,8 +155,10 @@ def read_box(array: zarr.Array[Any], box: Box, *, timepoint: int = 0) -> NDArray
     return read_checked(array, tuple(selection[a] for a in axes), axes).reshape(-1, *box.shape)
 
 
-def create_records_node(store: Store, path: str) -> None:
-    """Make the folder of run records a Zarr array node, without data.
+def create_records_node(
+    store: Store, path: str, *, holds: str = "run record and ledgers; no image data"
+) -> None:
+    """Make a folder of plain objects, such as the run's records, a Zarr array node without data.
 
     zarr-python warns about folders in a group that are no Zarr nodes; into an array nobody descends.
     """
@@ -161,7 +170,7 @@ def create_records_node(store: Store, path: str) -> None:
         shape=(0,),
         dtype="uint8",
         chunks=(1,),
-        attributes={"unet-flows": "run record and ledgers; no image data"},
+        attributes={"unet-flows": holds},
         overwrite=False,
     )
 
