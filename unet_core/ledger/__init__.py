@@ -11,7 +11,7 @@ commits it, and a ledger.
 """
 
 from unet_core.ledger.clearing import clear
-from unet_core.ledger.entries import Entries, Ledger, digest_of
+from unet_core.ledger.entries import Entries, Ledger, digest_of, digest_of_objects, object_digest
 from unet_core.ledger.lease import Holder, Lease, hold, holder, require_epoch
 from unet_core.ledger.quarantine import Failure, Quarantine
 from unet_core.ledger.record import (
@@ -44,8 +44,10 @@ __all__ = [
     "begun",
     "clear",
     "digest_of",
+    "digest_of_objects",
     "hold",
     "holder",
+    "object_digest",
     "read_record",
     "read_status",
     "require_apart",

@@ -148,8 +148,10 @@ def read_box(array: zarr.Array[Any], box: Box, *, timepoint: int = 0) -> NDArray
     return read_checked(array, tuple(selection[a] for a in axes), axes).reshape(-1, *box.shape)
 
 
-def create_records_node(store: Store, path: str) -> None:
-    """Make the folder of run records a Zarr array node, without data.
+def create_records_node(
+    store: Store, path: str, *, holds: str = "run record and ledgers; no image data"
+) -> None:
+    """Make a folder of plain objects, such as the run's records, a Zarr array node without data.
 
     zarr-python warns about folders in a group that are no Zarr nodes; into an array nobody descends.
     """
@@ -161,7 +163,7 @@ def create_records_node(store: Store, path: str) -> None:
         shape=(0,),
         dtype="uint8",
         chunks=(1,),
-        attributes={"unet-flows": "run record and ledgers; no image data"},
+        attributes={"unet-flows": holds},
         overwrite=False,
     )
 
