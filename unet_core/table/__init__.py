@@ -1,0 +1,13 @@
+"""The object table: every object of a label volume measured, once, while its labels are written.
+
+    block's labels, image, classes  ->  TablePlan.measure  ->  Sums  ->  write_sums
+    all blocks' sums                ->  write_tables       ->  Parquet
+
+`Sums` add up exactly, so the tables are the same bytes whatever the blocks were.
+"""
+
+from unet_core.table.plan import TablePlan, quanta_of, quantum_of
+from unet_core.table.sums import Sums
+from unet_core.table.writing import FOLDER, write_sums, write_tables
+
+__all__ = ["FOLDER", "Sums", "TablePlan", "quanta_of", "quantum_of", "write_sums", "write_tables"]

@@ -1,0 +1,76 @@
+"""Parquet in a store: many files of many row groups, the same bytes however the rows arrive."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from unet_core.ledger import object_digest
+from unet_core.volumes import Store
+
+
+class PartWriter:
+    """Writes one table as `FOLDER/NUMBER.parquet`, NUMBER being the number of its first row.
+
+    Parameters
+    ----------
+    group, file
+        Rows of a row group, and of a file: whole row groups. What a query has to read, and what one has to
+        hold in memory here.
+    metadata
+        Goes into every file's schema.
+    """
+
+    def __init__(
+        self, store: Store, folder: str, *, group: int, file: int, metadata: Mapping[str, str]
+    ) -> None:
+        self._store = store
+        self._folder = folder
+        self._group = group
+        self._file = file
+        self._metadata = dict(metadata)
+        self._waiting: list[pa.Table] = []
+        self._rows = 0
+        self._written = 0
+        self.parts: list[dict[str, Any]] = []
+        self.digests: dict[str, bytes] = {}
+
+    def add(self, table: pa.Table) -> None:
+        """Append rows."""
+        self._waiting.append(table)
+        self._rows += table.num_rows
+        while self._rows >= self._file:
+            self._flush(self._file)
+
+    def close(self) -> int:
+        """Write what is left; returns the number of all rows. A table without rows has one file."""
+        if self._rows or not self.parts:
+            self._flush(self._rows)
+        return self._written
+
+    def _flush(self, count: int) -> None:
+        table = pa.concat_tables(self._waiting).combine_chunks()
+        self._waiting, self._rows = [table.slice(count)], table.num_rows - count
+        part = table.slice(0, count).replace_schema_metadata(self._metadata)
+        buffer = pa.BufferOutputStream()
+        pq.write_table(
+            part,
+            buffer,
+            row_group_size=self._group,
+            compression="zstd",
+            compression_level=1,
+            # Measurements hardly repeat: a dictionary of them is larger than they are.
+            use_dictionary=False,
+            write_page_checksum=True,
+            data_page_size=2**24,
+        )
+        data = buffer.getvalue().to_pybytes()
+        key = f"{self._folder}/{self._written:012d}.parquet"
+        self._store.write(key, data)
+        self.digests[key] = object_digest(data)
+        fields = part.column_names
+        self.parts.append({"key": key, "rows": count, "first": part[fields[0]][0].as_py() if count else None})
+        self._written += count
