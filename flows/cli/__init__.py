@@ -59,7 +59,7 @@ def _fail(error: UnetFlowsError) -> int:
 def _interrupted() -> None:
     if "--json" in sys.argv:
         print(json.dumps({"command": _command(), "status": "interrupted"}, indent=1))
-    goes_on = _command() in ("ingest", "segment", "train")
+    goes_on = _command() in ("ingest", "segment", "stitch", "train")
     hint = "; the same command goes on where it stopped" if goes_on else ""
     print(f"interrupted{hint}", file=sys.stderr)
 
