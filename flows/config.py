@@ -48,6 +48,26 @@ class SegmentConfig(Config):
     channels: str | None = Field(None, description="Channels that the model sees, such as 0 or 0,2")
     timepoint: Count = Field(0, description="Time point to segment")
     probabilities: bool = Field(False, description="Also write class probabilities as uint8, p = v / 255")
+    instances: Literal["components"] | None = Field(
+        None, description="One id per object instead of classes: connected components of the foreground"
+    )
+    foreground: str | None = Field(
+        None, description="Classes that are objects, such as 1,2; the default is what the model calls inside"
+    )
+    threshold: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Least probability of the foreground; the default is the likeliest class",
+    )
+    connectivity: Literal["face", "full"] = Field(
+        "face", description="Voxels of an object touch by faces, or by edges and corners too"
+    )
+    connect: Literal["3d", "2d"] = Field("3d", description="2d makes every plane's objects its own")
+    fill_holes: bool = Field(
+        False, description="Fill background that one class of objects encloses, off the volume's face"
+    )
+    min_size: Positive = Field(1, description="Voxels of the smallest object that is kept")
     tile: str | None = Field(
         None, description="Output box of one forward pass, z,y,x; multiples of the stride"
     )
@@ -70,6 +90,24 @@ class SegmentConfig(Config):
     block_timeout: float | None = Field(
         None, gt=0, description="Seconds after which a block counts as hung; the default follows its size"
     )
+
+
+class StitchConfig(Config):
+    """Parameters of `stitch`."""
+
+    labels: str = argument("Output of segment --instances, the local labels of which are merged anew")
+    to: str = Field(description="Label volume to write, such as other.zarr")
+    min_size: int | None = Field(
+        None, ge=1, description="Voxels of the smallest object that is kept; the default is as it was"
+    )
+    workers: int | None = Field(
+        None, ge=1, description="Worker processes on this machine; the default is one with all cores"
+    )
+    cluster: str | None = Field(None, description="TOML file that says where Dask workers come from")
+    restart: bool = Field(
+        False, description="Take away what an earlier run wrote there, and begin anew (asks first)"
+    )
+    retry_failed: bool = Field(False, description="Do those blocks alone that are in quarantine")
 
 
 class IngestConfig(Config):

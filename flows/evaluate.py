@@ -90,6 +90,13 @@ def evaluate(
     if not partial:
         _require_complete(labels, truth, *([image] if image else []))
     record = _segmentation(labels)
+    if record is not None and "instances" in record.plan:
+        raise InputError(
+            "the prediction holds instances, not classes",
+            where=labels,
+            expected="classes",
+            fix=f"--instances compares them; the classes are {Store(labels).url}/classes",
+        )
     plan: dict[str, Any] = {} if record is None else dict(record.plan)
     predicted, true = Volume.open(labels), Volume.open(truth)
     region = parse_box(roi, true.shape) or (Box.parse(plan["tiling"]["roi"]) if plan else None)
@@ -172,7 +179,7 @@ def evaluate_instances(
     if not partial:
         _require_complete(labels, truth)
     for what, url in (("the prediction", labels), ("the truth", truth)):
-        if (record := _segmentation(url)) is not None:
+        if (record := _segmentation(url)) is not None and "instances" not in record.plan:
             raise InputError(
                 f"{what} holds classes, not instances",
                 where=url,

@@ -72,6 +72,14 @@ def pyramid(
     return _stage(run, stage, work, _client(), only_failed)
 
 
+@task(name="instances", task_run_name="{stage.name} of {run.output}", cache_policy=NO_CACHE)
+def instances(*, run: Run, stage: Stage, timeout: float | None, only_failed: bool = False) -> StageResult:
+    """One of the stages that make instances of classes, on Dask workers."""
+    arguments = (*_run_arguments(run), stage.name)
+    work = Work(function=worker.instances, arguments=arguments, timeout=timeout)
+    return _stage(run, stage, work, _client(), only_failed)
+
+
 @task(name="prepare training", cache_policy=NO_CACHE)
 def resolve_training(plan: training.Plan, *, device: str, dtype: str) -> training.Plan:
     """Decide what was left to the workers: device and arithmetic, once, for all ranks and restarts."""

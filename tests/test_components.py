@@ -14,10 +14,10 @@ from skimage.measure import label
 
 from unet_core.errors import DataError, InputError
 from unet_core.geometry import Box
-from unet_core.instances import label_components
 from unet_core.instances.blocking import Blocking, Connectivity
 from unet_core.instances.evidence import pack, unpack
 from unet_core.instances.foreground import by_class, by_threshold
+from unet_core.instances.in_memory import label_components
 
 
 def whole(values: NDArray[Any], connectivity: Connectivity, planar: bool = False) -> NDArray[Any]:

@@ -11,6 +11,7 @@ import numpy as np
 from unet_core import ingestion, segmentation, training
 from unet_core.errors import DataError, InputError
 from unet_core.geometry import Box
+from unet_core.instances import stitching
 from unet_core.ledger import (
     Done,
     Ledger,
@@ -79,6 +80,8 @@ def stages_of(record: RunRecord) -> tuple[Stage, ...]:
     try:
         if record.kind == segmentation.KIND:
             return segmentation.SegmentPlan.from_dict(plan).stages
+        if record.kind == stitching.KIND:
+            return stitching.StitchPlan.from_dict(plan).stages
         if record.kind == ingestion.KIND:
             return ingestion.IngestPlan.from_dict(plan["ingest"]).stages
         if record.kind == training.KIND:
@@ -87,7 +90,7 @@ def stages_of(record: RunRecord) -> tuple[Stage, ...]:
         raise InputError("this run record cannot be read", found=f"{type(error).__name__}: {error}") from None
     raise InputError(
         "this kind of run is not known",
-        expected=f"{segmentation.KIND}, {ingestion.KIND} or {training.KIND}",
+        expected=f"{segmentation.KIND}, {stitching.KIND}, {ingestion.KIND} or {training.KIND}",
         found=record.kind,
         fix="use the version of unet-flows that made it",
     )

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from flows.cli.app import AsJson, Yes, app, confirm_restart, options_of, report, require_new, require_there
-from flows.config import IngestConfig, SegmentConfig, TrainConfig
+from flows.config import IngestConfig, SegmentConfig, StitchConfig, TrainConfig
 
 
 @app.command()
@@ -102,3 +102,19 @@ def segment(
     if not as_json:
         print_plan(document)
     report(told(flow, "segment", parameters), as_json, print_run)
+
+
+@app.command()
+@options_of(StitchConfig)
+def stitch(yes: Yes = False, as_json: AsJson = False, **parameters: Any) -> None:
+    """Merge the instances of an output anew, under other thresholds, without the network."""
+    from flows.config import validate
+    from flows.outcome import told
+    from flows.stitch import plan
+    from flows.stitch import stitch as flow
+    from flows.summary import print_run
+
+    config = validate(StitchConfig, parameters)
+    plan(config)
+    confirm_restart(config, yes)
+    report(told(flow, "stitch", parameters), as_json, print_run)

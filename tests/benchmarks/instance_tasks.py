@@ -5,7 +5,7 @@
 Each set is trained on one part and judged on another: adapted Rand error, variation of information and AP at
 IoU 0.5, of `segment --instances watershed`, of `--instances components`, and of the yardstick: skimage's
 watershed of the whole, from markers of `peak_local_max` at a stated distance, within the same foreground.
-Sets of planes are stacks in which every plane stands alone. Needs ../shared/data; five to fifteen minutes a set.
+Sets of planes are stacks in which every plane stands alone. Needs ../shared/data; some ten minutes a set.
 """
 
 from __future__ import annotations

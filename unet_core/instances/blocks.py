@@ -10,7 +10,7 @@ import zarr
 from numpy.typing import NDArray
 
 from unet_core.geometry import Box
-from unet_core.instances import holes, merging, plan
+from unet_core.instances import holes, kinds, merging, plan
 from unet_core.instances.blocking import complement
 from unet_core.instances.components import describe, label, renumber
 from unet_core.instances.evidence import InStore
@@ -48,13 +48,13 @@ class InstanceWorker:
         box, values = self._blocking.box(index), self._unfilled(index)
         labels, count = holes.background(values, self._around, planar=self._plan.planar)
         found = holes.enclosures(labels, values, count, box=box, blocking=self._blocking)
-        evidence.write(holes.ENCLOSURES, index, found)
-        evidence.write(plan.HOLE_FACES, index, self._faces(index, labels, values))
+        evidence.write(kinds.HOLE_ENCLOSURES, index, found)
+        evidence.write(kinds.HOLE_FACES, index, self._faces(index, labels, values))
 
     def _hole_seams(self, index: int, evidence: InStore) -> None:
-        here, there = self._both_sides(index, evidence, plan.HOLE_FACES)
+        here, there = self._both_sides(index, evidence, kinds.HOLE_FACES)
         found = holes.hole_contacts(here, there, self._around, planar=self._plan.planar)
-        evidence.write(holes.HOLE_SEAMS, index, found)
+        evidence.write(kinds.HOLE_SEAMS, index, found)
 
     def _fill(self, index: int, evidence: InStore) -> None:
         holes.decide(self._blocking, evidence)
@@ -63,15 +63,15 @@ class InstanceWorker:
         box, values = self._blocking.box(index), self._values(index, evidence)
         labels, count = label(values, self._plan.connectivity, planar=self._plan.planar)
         found = describe(labels, values, count, box=box, volume=self._plan.volume)
-        evidence.write(merging.OBJECTS, index, found)
-        evidence.write(plan.FACES, index, self._faces(index, labels, values))
+        evidence.write(kinds.OBJECTS, index, found)
+        evidence.write(kinds.FACES, index, self._faces(index, labels, values))
         write_box(self._array(plan.LOCAL), box, labels)
         return labels
 
     def _seams(self, index: int, evidence: InStore) -> None:
-        here, there = self._both_sides(index, evidence, plan.FACES)
+        here, there = self._both_sides(index, evidence, kinds.FACES)
         found = all_contacts(here, there, self._plan.connectivity, planar=self._plan.planar)
-        evidence.write(merging.SEAMS, index, found)
+        evidence.write(kinds.SEAMS, index, found)
 
     def _merge(self, index: int, evidence: InStore) -> None:
         merging.merge(self._blocking, evidence, min_size=self._plan.min_size)
@@ -80,7 +80,7 @@ class InstanceWorker:
         box = self._blocking.box(index)
         local = read_box(self._local, box)[0]
         target = self._array(plan.FINAL)
-        final = renumber(local, merging.table_of(evidence, index).astype(target.dtype))
+        final = renumber(local, kinds.table_of(evidence, index).astype(target.dtype))
         write_box(target, box, final)
         return final
 
@@ -106,7 +106,7 @@ class InstanceWorker:
 
     def _both_sides(self, index: int, evidence: InStore, kind: str) -> tuple[Faces, Mapping[int, Faces]]:
         """The faces of a block, and those of its lower neighbours, by offset."""
-        around = self._around if kind == plan.HOLE_FACES else self._plan.connectivity
+        around = self._around if kind == kinds.HOLE_FACES else self._plan.connectivity
         there = {
             number: evidence.read(kind, block)
             for number, block in self._blocking.lower_neighbours(index, around)
@@ -124,7 +124,7 @@ class InstanceWorker:
         return open_for_writing(self._store, path)
 
 
-_SOURCED = frozenset((merging.OBJECTS, merging.SEAMS))
+_SOURCED = frozenset((kinds.OBJECTS, kinds.SEAMS))
 _FUNCTIONS: dict[str, Callable[[InstanceWorker, int, InStore], NDArray[Any] | None]] = {
     plan.ENCLOSE: InstanceWorker._enclose,
     plan.HOLE_SEAMS: InstanceWorker._hole_seams,

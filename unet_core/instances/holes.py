@@ -1,10 +1,5 @@
 """Holes: background that does not reach the volume's face, found the way objects are, block by block.
 
-    evidence   ENCLOSURES   of every label of the background: does it reach the face, which values are around
-               HOLE_SEAMS   pairs of them that touch, and values that they touch across seams
-               FILLS        what each label is filled with, 0 where it is no hole
-               (by block)
-
 Background is connected by the complement of what objects are connected by, so that a hole's wall is closed.
 A hole is filled where all that touches it by faces has one value. Between two classes it belongs to neither.
 So objects can be labelled afterwards: whatever of that value touches a filled hole is one object with it (a
@@ -25,9 +20,9 @@ from unet_core.instances.compiled import compiled
 from unet_core.instances.components import label, renumber
 from unet_core.instances.evidence import Evidence
 from unet_core.instances.faces import Faces, all_contacts, seam
+from unet_core.instances.kinds import HOLE_ENCLOSURES, HOLE_FILLS, HOLE_SEAMS
 from unet_core.instances.merging import Nodes, joined_sets
 
-ENCLOSURES, HOLE_SEAMS, FILLS = "hole-enclosures", "hole-seams", "hole-fills"
 _NONE = 255  # lowest value around, where there is none
 
 
@@ -127,7 +122,7 @@ def decide(blocking: Blocking, evidence: Evidence) -> None:
     reaches = np.zeros(count, np.bool_)
     lowest, highest = np.full(count, _NONE, np.uint8), np.zeros(count, np.uint8)
     indices = range(len(blocking))
-    for index, own in zip(indices, evidence.read_all(ENCLOSURES, indices)):
+    for index, own in zip(indices, evidence.read_all(HOLE_ENCLOSURES, indices)):
         part = nodes.of(index)
         at, of = nodes.labels[part].astype(np.int64) - 1, sets[part]
         np.logical_or.at(reaches, of, own["open"][at])
@@ -143,18 +138,18 @@ def decide(blocking: Blocking, evidence: Evidence) -> None:
                 np.minimum.at(lowest, of, seams[f"{name} value"][chosen])
                 np.maximum.at(highest, of, seams[f"{name} value"][chosen])
     filled = _filling(reaches, lowest, highest)
-    for index, own in zip(indices, evidence.read_all(ENCLOSURES, indices)):
+    for index, own in zip(indices, evidence.read_all(HOLE_ENCLOSURES, indices)):
         part = nodes.of(index)
         table = np.concatenate([np.zeros(1, np.uint8), _filling(own["open"], own["lowest"], own["highest"])])
         table[nodes.labels[part]] = filled[sets[part]]
-        evidence.write(FILLS, index, {"fills": table})
+        evidence.write(HOLE_FILLS, index, {"fills": table})
 
 
 def fill(
     values: NDArray[np.uint8], evidence: Evidence, index: int, connectivity: Connectivity, *, planar: bool
 ) -> NDArray[np.uint8]:
     """The values of a block with its holes filled. `connectivity` is the background's."""
-    table = evidence.read(FILLS, index)["fills"]
+    table = evidence.read(HOLE_FILLS, index)["fills"]
     if not table.any():
         return values
     labels, _ = background(values, connectivity, planar=planar)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unet_core.geometry import Box, Shape
-from unet_core.instances import holes, merging
+from unet_core.instances import holes, kinds, merging
 from unet_core.instances.blocking import Blocking, Connectivity, complement
 from unet_core.instances.components import describe, label, renumber
 from unet_core.instances.evidence import InMemory
@@ -49,15 +49,15 @@ def label_components(
         own = np.ascontiguousarray(values[box.slices])
         found, count = label(own, connectivity, planar=planar)
         labels.append(found)
-        evidence.write(merging.OBJECTS, index, describe(found, own, count, box=box, volume=values.shape))
+        evidence.write(kinds.OBJECTS, index, describe(found, own, count, box=box, volume=values.shape))
         faces.append(faces_of({"labels": found, "values": own}, blocking.inner_sides(index)))
     for index, own_faces in enumerate(faces):
         there = {n: faces[b] for n, b in blocking.lower_neighbours(index, connectivity)}
-        evidence.write(merging.SEAMS, index, all_contacts(own_faces, there, connectivity, planar=planar))
+        evidence.write(kinds.SEAMS, index, all_contacts(own_faces, there, connectivity, planar=planar))
     merging.merge(blocking, evidence, min_size=min_size)
-    result = np.empty(values.shape, evidence.read(merging.IDS, 0)["ids"].dtype)
+    result = np.empty(values.shape, evidence.read(kinds.IDS, 0)["ids"].dtype)
     for index, found in enumerate(labels):
-        result[blocking.box(index).slices] = renumber(found, merging.table_of(evidence, index))
+        result[blocking.box(index).slices] = renumber(found, kinds.table_of(evidence, index))
     return result
 
 
@@ -71,14 +71,14 @@ def _filled(
         own = values[box.slices]
         found, count = holes.background(own, connectivity, planar=planar)
         evidence.write(
-            holes.ENCLOSURES, index, holes.enclosures(found, own, count, box=box, blocking=blocking)
+            kinds.HOLE_ENCLOSURES, index, holes.enclosures(found, own, count, box=box, blocking=blocking)
         )
         faces.append(faces_of({"labels": found, "values": own}, blocking.inner_sides(index)))
     for index, own_faces in enumerate(faces):
         # Walls stand across faces, also where background is connected in edges and corners.
         there = {n: faces[b] for n, b in blocking.lower_neighbours(index, connectivity)}
         evidence.write(
-            holes.HOLE_SEAMS, index, holes.hole_contacts(own_faces, there, connectivity, planar=planar)
+            kinds.HOLE_SEAMS, index, holes.hole_contacts(own_faces, there, connectivity, planar=planar)
         )
     holes.decide(blocking, evidence)
     result = np.empty_like(values)

@@ -13,7 +13,7 @@ import numpy as np
 
 from unet_core.geometry import Shape
 from unet_core.instances import evidence
-from unet_core.instances.merging import largest_id
+from unet_core.instances.kinds import largest_id
 from unet_core.instances.ranking import id_type
 from unet_core.metadata import PyramidLevel
 from unet_core.pyramid import PyramidPlan

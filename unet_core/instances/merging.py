@@ -1,11 +1,5 @@
 """Which local labels are one object, which objects stay, and what their ids are: once for the whole volume.
 
-    evidence read     SEAMS     pairs of labels that touch, labels on faces         by block
-                      OBJECTS   size, first voxel, value of every label             by block
-    evidence written  IDS       id of every label that lies on no face, else 0      by block
-                      JOINED    labels on faces, and their ids                      by block
-                      MERGED    how many objects there are                          one
-
 Only labels on faces between blocks ("nodes") are held all at once: 8 bytes each, and 16 bytes for each set of
 them. All others are seen one row of blocks at a time.
 """
@@ -23,9 +17,9 @@ from unet_core.instances import union_find
 from unet_core.instances.blocking import OFFSETS, Blocking
 from unet_core.instances.compiled import compiled
 from unet_core.instances.evidence import Arrays, Evidence
+from unet_core.instances.kinds import IDS, JOINED, MERGED, OBJECTS, SEAMS
 from unet_core.instances.ranking import Ranking, id_type, rows_of_blocks
 
-OBJECTS, SEAMS, IDS, JOINED, MERGED = "objects", "seams", "ids", "joined", "merged"
 _NEVER = np.uint64(2**64 - 1)  # no voxel
 
 
@@ -116,19 +110,6 @@ def merge(blocking: Blocking, evidence: Evidence, *, min_size: int = 1) -> int:
         evidence.write(JOINED, index, {"labels": nodes.labels[own], "ids": ids[sets[own]].astype(kind)})
     evidence.write(MERGED, 0, {"largest": np.array([largest], np.uint64)})
     return largest
-
-
-def table_of(evidence: Evidence, index: int) -> NDArray[Any]:
-    """Local label to id, for all labels of a block, 0 for the background."""
-    table = evidence.read(IDS, index)["ids"].copy()
-    joined = evidence.read(JOINED, index)
-    table[joined["labels"]] = joined["ids"]
-    return table
-
-
-def largest_id(evidence: Evidence) -> int:
-    """The number of objects that the merge found."""
-    return int(evidence.read(MERGED, 0)["largest"][0])
 
 
 def _inner(objects: Arrays, nodes: NDArray[np.uint32], min_size: int) -> NDArray[np.bool_]:

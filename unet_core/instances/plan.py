@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from unet_core.errors import InputError
 from unet_core.geometry import Box, Shape
-from unet_core.instances import holes, merging
+from unet_core.instances import kinds
 from unet_core.instances.blocking import Blocking, Connectivity
 from unet_core.instances.evidence import folder_of, key_of
 from unet_core.ledger import Stage
@@ -21,7 +21,6 @@ Connect = Literal["3d", "2d"]
 CLASSES, PROBABILITIES, LOCAL, FINAL = "classes/0", "probabilities/0", "local/0", "0"
 ENCLOSE, HOLE_SEAMS, FILL = "enclose", "hole-seams", "fill"
 LABEL, SEAMS, MERGE, RELABEL = "label", "seams", "merge", "relabel"
-FACES, HOLE_FACES = "faces", "hole-faces"
 _BLOCK = 2**24  # voxels that a block is made of where a shard has fewer
 _MOST_CLASSES = 255
 # Classes that are objects, by what the network was trained for; else all but the first.
@@ -109,16 +108,16 @@ class InstancePlan:
         found: list[Stage] = []
         if self.fill_holes:
             found += [
-                blocks(name=ENCLOSE, kinds=(holes.ENCLOSURES, HOLE_FACES)),
-                seams(name=HOLE_SEAMS, kinds=(holes.HOLE_SEAMS,)),
-                _whole(blocking, FILL, (holes.FILLS,)),
+                blocks(name=ENCLOSE, kinds=(kinds.HOLE_ENCLOSURES, kinds.HOLE_FACES)),
+                seams(name=HOLE_SEAMS, kinds=(kinds.HOLE_SEAMS,)),
+                _whole(blocking, FILL, (kinds.HOLE_FILLS,)),
             ]
         found += [
-            blocks(name=LABEL, arrays=(LOCAL,), kinds=(merging.OBJECTS, FACES)),
-            seams(name=SEAMS, kinds=(merging.SEAMS,)),
+            blocks(name=LABEL, arrays=(LOCAL,), kinds=(kinds.OBJECTS, kinds.FACES)),
+            seams(name=SEAMS, kinds=(kinds.SEAMS,)),
         ]
         last = (
-            _whole(blocking, MERGE, (merging.IDS, merging.JOINED, merging.MERGED)),
+            _whole(blocking, MERGE, (kinds.IDS, kinds.JOINED, kinds.MERGED)),
             blocks(name=RELABEL, arrays=(FINAL,)),
         )
         return last if self.source is not None else (*found, *last)

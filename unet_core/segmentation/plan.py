@@ -12,7 +12,14 @@ from unet_core import budget, inference
 from unet_core.checkpoint import StoredModel, load_model
 from unet_core.errors import DataError, InputError
 from unet_core.geometry import Box, Shape, round_up
-from unet_core.instances import InstancePlan, InstanceRequest, plan_instances
+from unet_core.instances import (
+    InstancePlan,
+    InstanceRequest,
+    plan_instances,
+    worker_bytes,
+)
+from unet_core.instances import disk_bytes as instance_disk
+from unet_core.instances import require_memory as require_instance_memory
 from unet_core.ledger import RunRecord, Stage, begun, require_apart, require_complete, require_replaceable
 from unet_core.metadata import pyramid_levels
 from unet_core.normalisation import Scale, require_finite
@@ -123,7 +130,10 @@ class SegmentPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class Planned:
-    """A plan with what it was made from and what it will cost. `record`: that of the run it goes on with."""
+    """A plan with what it was made from and what it will cost. `record`: that of the run it goes on with.
+
+    `instance_memory`: bytes of a worker in the stages after the network; 0 without them.
+    """
 
     request: SegmentRequest
     plan: SegmentPlan
@@ -132,6 +142,7 @@ class Planned:
     memory: budget.WorkerMemory
     disk: int
     macs: int
+    instance_memory: int = 0
     record: RunRecord | None
 
     @property
@@ -224,12 +235,16 @@ def plan_segmentation(
             input_item=volume.dtype.itemsize,
             probabilities=plan.probabilities,
         ),
-        disk=budget.disk_bytes(plan.tiling, classes=spec.classes, probabilities=plan.probabilities),
+        disk=budget.disk_bytes(plan.tiling, classes=spec.classes, probabilities=plan.probabilities)
+        + (0 if plan.instances is None else instance_disk(plan.instances)),
         macs=plan.tiling.tile_count * spec.padded().macs(plan.tiling.read_shape[3 - spec.ndim :]),
         record=record,
+        instance_memory=0 if plan.instances is None else worker_bytes(plan.instances),
     )
     if workers is not None:
         budget.require_memory(planned.memory, plan.device, workers=workers, available=memory)
+        if plan.instances is not None:
+            require_instance_memory(plan.instances, workers=workers, available=memory)
     if not planned.resumed:
         output.check_writable(planned.disk)
         _probe_finite(volume, roi)
