@@ -109,12 +109,14 @@ def segment(
 def stitch(yes: Yes = False, as_json: AsJson = False, **parameters: Any) -> None:
     """Merge the instances of an output anew, under other thresholds, without the network."""
     from flows.config import validate
+
+    config = validate(StitchConfig, parameters)
+    require_there("no such labels", config.labels)
     from flows.outcome import told
     from flows.stitch import plan
     from flows.stitch import stitch as flow
     from flows.summary import print_run
 
-    config = validate(StitchConfig, parameters)
     plan(config)
     confirm_restart(config, yes)
     report(told(flow, "stitch", parameters), as_json, print_run)

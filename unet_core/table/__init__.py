@@ -8,6 +8,17 @@
 
 from unet_core.table.plan import TablePlan, quanta_of, quantum_of
 from unet_core.table.sums import Sums
-from unet_core.table.writing import FOLDER, write_sums, write_tables
+from unet_core.table.writing import FOLDER, FORMAT, METADATA, SUMMARY, write_sums, write_tables
 
-__all__ = ["FOLDER", "Sums", "TablePlan", "quanta_of", "quantum_of", "write_sums", "write_tables"]
+__all__ = [
+    "FOLDER",
+    "FORMAT",
+    "METADATA",
+    "SUMMARY",
+    "Sums",
+    "TablePlan",
+    "quanta_of",
+    "quantum_of",
+    "write_sums",
+    "write_tables",
+]
