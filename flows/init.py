@@ -10,7 +10,7 @@ from typing import Any
 
 import psutil
 
-from flows.config import AugmentConfig, Config, TrainConfig, validate
+from flows.config import AugmentConfig, Config, TargetName, TrainConfig, validate
 from flows.training_data import labelled_regions
 from unet_core import proposal
 from unet_core.errors import InputError
@@ -32,6 +32,7 @@ def propose(
     region: str | None = None,
     channels: str | None = None,
     device: str = "auto",
+    target: TargetName | None = None,
 ) -> str:
     """The text of a configuration that trains on these volumes, each value with its reason.
 
@@ -46,14 +47,15 @@ def propose(
     given = {"image": image, "labels": labels, "region": region, "channels": channels}
     config = validate(TrainConfig, {"to": to, **{k: v for k, v in given.items() if v is not None}})
     sources, _, _ = labelled_regions(config)
-    facts = ImageFacts.of(sources[0].image)
     alone = len(sources) == 1
+    facts = ImageFacts.of_several([source.image for source in sources])
     choices = proposal.propose(
         facts,
         proposal.measure_labels([(source.labels, source.region) for source in sources]),
         machine(device),
-        region=sources[0].region,
+        region=sources[0].region if alone else None,
         divided=alone,
+        target=target,
     )
     files: dict[str, Any] = {"to": to, **({"image": image, "labels": labels} if alone else {})}
     files |= {"channels": channels} if channels else {}
@@ -68,7 +70,7 @@ def write(path: str, *, config: str | None, given: dict[str, Any]) -> dict[str, 
     InputError
         As `propose`; no volumes named, options that a proposal cannot take, a file that exists.
     """
-    taken = {"image", "labels", "to", "region", "channels", "device"}
+    taken = {"image", "labels", "to", "region", "channels", "device", "target"}
     if config is not None or not {"image", "labels"} <= given.keys() or given.keys() - taken:
         raise InputError(
             "--init takes an image and its labels",
@@ -105,12 +107,8 @@ def machine(device: str = "auto") -> Machine:
 def _lines(
     files: dict[str, Any], choices: tuple[Choice, ...], sources: list[LabelledRegion], facts: ImageFacts
 ) -> Iterator[str]:
-    numbers = " × ".join(f"{n:g}" for n in facts.voxel_size or ())
-    size = f"voxels of {numbers} {facts.unit or '(no unit)'}" if numbers else "voxel size not said"
     yield from _comment(
-        f"Proposed by `unet-flows train --init` for {len(sources)} image{'s' if len(sources) > 1 else ''}:"
-        f" {' × '.join(map(str, facts.shape))} (z, y, x),"
-        f" {facts.channels} channel{'s' if facts.channels > 1 else ''} of {facts.dtype}, {size}."
+        f"Proposed by `unet-flows train --init` for {_described(facts)}."
         " Change what you know better, then: unet-flows train THIS_FILE"
     )
     yield ""
@@ -132,6 +130,20 @@ def _lines(
         yield from _pairs(sources)
 
 
+def _described(facts: ImageFacts) -> str:
+    """The images that were looked at: sizes, channels, type, voxel size."""
+    numbers = " × ".join(f"{n:g}" for n in facts.voxel_size or ())
+    voxel = f"voxels of {numbers} {facts.unit or '(no unit)'}" if numbers else "voxel size not said"
+    sizes = " to ".join(
+        " × ".join(map(str, shape))
+        for shape in dict.fromkeys((facts.smallest or facts.shape, facts.largest or facts.shape))
+    )
+    return (
+        f"{facts.count} image{'s' if facts.count > 1 else ''}: {sizes} (z, y, x),"
+        f" {facts.channels} channel{'s' if facts.channels > 1 else ''} of {facts.dtype}, {voxel}"
+    )
+
+
 def _pairs(sources: list[LabelledRegion]) -> Iterator[str]:
     """Every volume by name; every fifth is held out, spread over all."""
     yield from ("", *_comment("Whole volumes are held out: one in five, at least one."))
@@ -141,6 +153,8 @@ def _pairs(sources: list[LabelledRegion]) -> Iterator[str]:
             source = sources[number]
             yield from ("", f"[[{table}]]", _assignment("image", source.image.url))
             yield _assignment("labels", source.labels.url)
+            if source.region != source.image.box:
+                yield _assignment("region", str(source.region))
 
 
 def _rest(model: type[Config], known: Iterable[str]) -> Iterator[str]:
