@@ -39,7 +39,7 @@ def evaluate(
         str | None, typer.Option(help="Also score trivial answers that are chosen on this box")
     ] = None,
     picture: Annotated[
-        str | None, typer.Option(help="PNG to write: raw, truth, prediction, differences")
+        str | None, typer.Option(help="PNG to write: raw, truth, prediction, side by side")
     ] = None,
     partial: Annotated[
         bool, typer.Option("--partial", help="Evaluate labels that are not complete, too")
@@ -56,12 +56,21 @@ def evaluate(
 
     place: dict[str, Any] = {"command": "evaluate", "labels": labels, "truth": truth}
     if instances:
-        if probabilities or any(option is not None for option in (target, image, trivial, picture)):
+        if probabilities or target is not None or trivial is not None:
             raise InputError(
                 "--instances compares ids as they are",
-                expected="no --target, --probabilities, --image, --trivial or --picture beside it",
+                expected="no --target, --probabilities or --trivial beside it",
             )
-        scores = evaluate_instances(labels, truth, roi=roi, planar=planar, ignore=ignore, partial=partial)
+        scores = evaluate_instances(
+            labels,
+            truth,
+            roi=roi,
+            planar=planar,
+            ignore=ignore,
+            partial=partial,
+            image=image,
+            picture=picture,
+        )
         document = {**place, "roi": roi, "planar": planar, "ignore": ignore, **scores.to_dict()}
         report(document, as_json, lambda _: print_instances(scores))
         return
