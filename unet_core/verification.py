@@ -113,7 +113,7 @@ def verify_block(store: Store, stage: Stage, index: int, digest: str) -> Done:
         found = digest_of_objects({"": bytes.fromhex(found), **digests} if arrays else digests)
     if found != digest:
         raise DataError(
-            "what is stored is not what was committed",
+            f"the stored {'voxels' if arrays else 'objects'} are not those that were committed",
             where=f"{store.url}/{stage.arrays[0]} [{box}]" if arrays else f"{store.url}, block {index}",
             expected=f"digest {digest}",
             found=found,
