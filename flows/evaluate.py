@@ -224,6 +224,6 @@ def _require_complete(*urls: str) -> None:
 
 
 def _segmentation(url: str) -> RunRecord | None:
-    """The record of the run of `segment` that made this volume, if one did."""
+    """The record of the run of `segment` or `stitch` that made this volume, if one did."""
     record = read_record(Store(url))
-    return record if record is not None and record.kind == "segment" else None
+    return record if record is not None and record.kind in ("segment", "stitch") else None
