@@ -18,6 +18,7 @@ from unet_core.errors import InputError, UnetFlowsError
 # ruff: isort: off
 from flows.cli import making  # noqa: F401
 from flows.cli import looking  # noqa: F401
+from flows.cli import asking  # noqa: F401
 from flows.cli import exchanging  # noqa: F401
 # ruff: isort: on
 

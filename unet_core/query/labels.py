@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 from numpy.typing import NDArray
 
 from unet_core.errors import DataError, InputError
@@ -94,6 +95,11 @@ class Labels:
         return self._table
 
     @property
+    def has_table(self) -> bool:
+        """Whether objects were measured."""
+        return self._table is not None
+
+    @property
     def classes(self) -> tuple[str, ...]:
         """Names of the classes 0, 1, ..."""
         return tuple(self._record.plan["classes"])
@@ -176,8 +182,14 @@ class Labels:
         """
         if limit is not None and limit < 0:
             raise InputError("a limit is 0 or more", where="--limit", found=limit)
-        condition = None if where is None else parse(where, self.table.schema, self.classes)
-        return self.table.select(condition, sort=sort, limit=limit)
+        return self.table.select(self._condition(where), sort=sort, limit=limit)
+
+    def count(self, where: str | None = None) -> int:
+        """How many objects fulfil a condition."""
+        return self.table.count if where is None else self.table.matching(self._condition(where))
+
+    def _condition(self, where: str | None) -> pa.compute.Expression | None:
+        return None if where is None else parse(where, self.table.schema, self.classes)
 
     def box(self, box: Box, *, exact: bool = False) -> pa.Table:
         """Which objects are in a box: `id`, and whether they lie in it as a `whole`.

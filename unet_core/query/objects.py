@@ -20,7 +20,11 @@ from unet_core.query.expression import unknown_column
 from unet_core.table import FORMAT, METADATA, SUMMARY, TablePlan
 from unet_core.volumes import Store, before_work
 
-_CHECKED = ds.ParquetFragmentScanOptions(page_checksum_verification=True, pre_buffer=True)
+_FORM = ds.ParquetFileFormat(
+    default_fragment_scan_options=ds.ParquetFragmentScanOptions(
+        page_checksum_verification=True, pre_buffer=True
+    )
+)
 # Rows that are fetched one by one; more than this, and reading all columns of all that match is faster.
 _FETCHED = 32
 
@@ -42,6 +46,7 @@ class ObjectTable:
         self._run: str = summary["run"]
         self._parts: dict[str, list[dict[str, Any]]] = summary["parts"]
         self._open: dict[str, pq.ParquetFile] = {}
+        self._fragments: dict[str, ds.ParquetFileFragment] = {}
         self.count: int = summary["objects"]
         self.columns: tuple[str, ...] = tuple(summary["columns"])
         self.plan = TablePlan.from_dict(summary["plan"])
@@ -130,27 +135,29 @@ class ObjectTable:
         order = np.argsort(found)
         return table.take(order[np.searchsorted(found[order], chosen)])
 
+    def matching(self, condition: pa.compute.Expression | None) -> int:
+        """How many objects fulfil a condition."""
+        with self._reading("objects"):
+            return int(self._dataset(self._parts["objects"]).count_rows(filter=condition))
+
     def overlapping(self, box: Box) -> pa.Table:
         """Ids of objects whose bounding boxes meet a box, in order; and whether they are `whole` in it."""
         meets, inside = ds.scalar(True), ds.scalar(True)
+        parts = self._parts["objects"]
         for axis, low, high in zip("zyx", box.lower, box.upper):
             meets &= (ds.field(f"{axis}0") < high) & (ds.field(f"{axis}1") > low)
             inside &= (ds.field(f"{axis}0") >= low) & (ds.field(f"{axis}1") <= high)
-        table = self._scan(meets, {"id": ds.field("id"), "whole": inside})
+            parts = [p for p in parts if _reaches(p, f"{axis}0", f"{axis}1", low, high)]
+        table = self._scan(meets, {"id": ds.field("id"), "whole": inside}, parts)
         return table.sort_by("id")
 
     def fragments(self, identity: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The chunks of the label array that hold voxels of an object, and how many each."""
-        parts = self._parts["fragments"]
-        firsts = np.array([part["first"] or 0 for part in parts], np.uint64)
-        last = int(np.searchsorted(firsts, np.uint64(identity), side="right"))
-        first = max(int(np.searchsorted(firsts, np.uint64(identity), side="left")) - 1, 0)
         tables = []
-        for part in parts[first:last]:
-            file = self._file(part["key"])
-            low, high = _bounds(file)
-            groups = np.flatnonzero((low <= identity) & (high >= identity))
-            if groups.size:
+        for part in self._parts["fragments"]:
+            if _reaches(part, "id", "id", identity - 1, identity + 1):
+                low, high = _bounds(self._file(part["key"]))
+                groups = np.flatnonzero((low <= identity) & (high >= identity))
                 tables.append(self._read(part["key"], groups.tolist()))
         table = pa.concat_tables(tables)
         mine = table["id"].to_numpy() == identity
@@ -181,20 +188,23 @@ class ObjectTable:
         with self._reading(key):
             return self._file(key).read_row_groups(groups, use_threads=False).replace_schema_metadata()
 
-    def _scan(self, condition: pa.compute.Expression | None, columns: Any) -> pa.Table:
+    def _scan(
+        self, condition: pa.compute.Expression | None, columns: Any, parts: list[dict[str, Any]] | None = None
+    ) -> pa.Table:
+        """The rows of all files, or of some, that fulfil a condition."""
+        dataset = self._dataset(self._parts["objects"] if parts is None else parts)
         with self._reading("objects"):
-            return self._dataset.to_table(
-                columns=columns, filter=condition, fragment_scan_options=_CHECKED
-            ).replace_schema_metadata()
+            return dataset.to_table(columns=columns, filter=condition).replace_schema_metadata()
 
-    @cached_property
-    def _dataset(self) -> ds.Dataset:
-        form = ds.ParquetFileFormat(default_fragment_scan_options=_CHECKED)
-        keys = [part["key"] for part in self._parts["objects"]]
-        for key in keys:
+    def _dataset(self, parts: list[dict[str, Any]]) -> ds.Dataset:
+        return ds.FileSystemDataset([self._fragment(part["key"]) for part in parts], self.schema, _FORM)
+
+    def _fragment(self, key: str) -> ds.ParquetFileFragment:
+        if key not in self._fragments:
             self._file(key)  # of this run?
-        fragments = [form.make_fragment(self._source(key)) for key in keys]
-        return ds.FileSystemDataset(fragments, fragments[0].physical_schema, form)
+            with self._reading(key):
+                self._fragments[key] = _FORM.make_fragment(self._source(key))
+        return self._fragments[key]
 
     def _file(self, key: str) -> pq.ParquetFile:
         if key not in self._open:
@@ -232,6 +242,12 @@ def _require_run(found: object, expected: str, where: str) -> None:
             found=f"run {found}",
             fix="unet-flows verify OUTPUT --repair, then the command that made it",
         )
+
+
+def _reaches(part: dict[str, Any], least: str, most: str, low: int, high: int) -> bool:
+    """Whether a file may hold rows with `least` < high and `most` > low."""
+    bounds = part["bounds"]
+    return bool(bounds) and bounds[least]["min"] < high and bounds[most]["max"] > low
 
 
 def _bounds(file: pq.ParquetFile) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from unet_core.ledger import object_digest
 from unet_core.volumes import Store
+
+_SPLIT = (pa.float64(), pa.uint64(), pa.int32(), pa.uint32())
 
 
 class PartWriter:
@@ -22,16 +25,26 @@ class PartWriter:
         hold in memory here.
     metadata
         Goes into every file's schema.
+    bounds
+        Columns whose least and greatest value in every file `parts` are to tell.
     """
 
     def __init__(
-        self, store: Store, folder: str, *, group: int, file: int, metadata: Mapping[str, str]
+        self,
+        store: Store,
+        folder: str,
+        *,
+        group: int,
+        file: int,
+        metadata: Mapping[str, str],
+        bounds: Sequence[str] = (),
     ) -> None:
         self._store = store
         self._folder = folder
         self._group = group
         self._file = file
         self._metadata = dict(metadata)
+        self._bounds = tuple(bounds)
         self._waiting: list[pa.Table] = []
         self._rows = 0
         self._written = 0
@@ -64,6 +77,8 @@ class PartWriter:
             compression_level=1,
             # Measurements hardly repeat: a dictionary of them is larger than they are.
             use_dictionary=False,
+            # First bytes beside first bytes: compresses as well, and is read in two thirds of the time.
+            column_encoding={f.name: "BYTE_STREAM_SPLIT" for f in part.schema if f.type in _SPLIT},
             write_page_checksum=True,
             data_page_size=2**24,
         )
@@ -71,6 +86,6 @@ class PartWriter:
         key = f"{self._folder}/{self._written:012d}.parquet"
         self._store.write(key, data)
         self.digests[key] = object_digest(data)
-        fields = part.column_names
-        self.parts.append({"key": key, "rows": count, "first": part[fields[0]][0].as_py() if count else None})
+        bounds = {name: pc.min_max(part[name]).as_py() for name in self._bounds if count}
+        self.parts.append({"key": key, "rows": count, "bounds": bounds})
         self._written += count

@@ -86,12 +86,14 @@ def write_tables(
     create_records_node(store, FOLDER, holds="tables of objects; no image data")
     metadata = {METADATA: json.dumps({"format": FORMAT, "run": fingerprint})}
 
-    def writer(name: str, group: int, file: int) -> PartWriter:
-        return PartWriter(store, f"{FOLDER}/{name}", group=group, file=file, metadata=metadata)
+    def writer(name: str, group: int, file: int, bounds: Sequence[str] = ()) -> PartWriter:
+        return PartWriter(store, f"{FOLDER}/{name}", group=group, file=file, metadata=metadata, bounds=bounds)
 
-    objects = writer("objects", OBJECT_GROUP, _OBJECT_FILE)
+    objects = writer(
+        "objects", OBJECT_GROUP, _OBJECT_FILE, [f"{axis}{side}" for side in "01" for axis in "zyx"]
+    )
     lookup = writer("lookup", LOOKUP_GROUP, _OTHER_FILE)
-    fragments = writer("fragments", FRAGMENT_GROUP, _OTHER_FILE)
+    fragments = writer("fragments", FRAGMENT_GROUP, _OTHER_FILE, ["id"])
     objects.add(_table(finished(np.zeros(0, plan.layout), np.zeros(0, np.uint32), plan)))
     fragments.add(_table(np.zeros(0, FRAGMENT)))
     with tempfile.TemporaryDirectory(prefix="unet-flows-table-") as temporary:
