@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from textwrap import wrap
 from typing import Any
@@ -11,9 +12,11 @@ from typing import Any
 import psutil
 
 from flows.config import AugmentConfig, Config, TargetName, TrainConfig, validate
-from flows.training_data import labelled_regions
-from unet_core import proposal
+from flows.report.words import duration
+from flows.training_data import labelled_regions, settings_of, spec_of
+from unet_core import proposal, training
 from unet_core.errors import InputError
+from unet_core.inference import fast_dtype
 from unet_core.labelling import LabelledRegion
 from unet_core.proposal import Choice, ImageFacts, Machine
 
@@ -22,6 +25,14 @@ _SHARE = 0.5  # of the memory that is free: the rest is for batches that wait, a
 _TABLE = "augment."
 _NOT_IN_FILES = ("restart",)  # would begin anew whenever the file is used
 _HELD_OUT_VOLUMES = 5  # of so many volumes one is held out
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """TOML text, and about how many seconds its training would take here; None where nobody measured."""
+
+    text: str
+    seconds: float | None
 
 
 def propose(
@@ -33,11 +44,12 @@ def propose(
     channels: str | None = None,
     device: str = "auto",
     target: TargetName | None = None,
-) -> str:
-    """The text of a configuration that trains on these volumes, each value with its reason.
+    timed: bool = False,
+) -> Proposal:
+    """A configuration that trains on these volumes, each value with its reason.
 
     `*` in both paths stands for a set of volumes, such as 2D images of different sizes. Reads headers and
-    some boxes of the labels.
+    some boxes of the labels; `timed` also does two steps on nothing, to say how long all will take.
 
     Raises
     ------
@@ -49,17 +61,43 @@ def propose(
     sources, _, _ = labelled_regions(config)
     alone = len(sources) == 1
     facts = ImageFacts.of_several([source.image for source in sources])
+    here = machine(device)
     choices = proposal.propose(
         facts,
         proposal.measure_labels([(source.labels, source.region) for source in sources]),
-        machine(device),
+        here,
         region=sources[0].region if alone else None,
         divided=alone,
         target=target,
     )
     files: dict[str, Any] = {"to": to, **({"image": image, "labels": labels} if alone else {})}
     files |= {"channels": channels} if channels else {}
-    return "\n".join(_lines(files, choices, sources, facts)) + "\n"
+    seconds = None
+    if timed:
+        flat = {choice.key: choice.value for choice in choices if not choice.key.startswith(_TABLE)}
+        proposed = validate(TrainConfig, {**files, "image": image, "labels": labels, **flat})
+        seconds = _seconds(proposed, sources, here)
+        choices = tuple(_with_time(choice, seconds) for choice in choices)
+    return Proposal("\n".join(_lines(files, choices, sources, facts)) + "\n", seconds)
+
+
+def _seconds(config: TrainConfig, sources: list[LabelledRegion], here: Machine) -> float:
+    """What all steps take, but for reading, augmenting and validating."""
+    spec = spec_of(config, sources)
+    patch = settings_of(config, spec).patch[3 - spec.ndim :]
+    dtype = fast_dtype(here.device) or "float32"
+    step = training.seconds_per_step(spec, patch, config.batch, device=here.device, dtype=dtype)
+    return step * config.steps
+
+
+def _with_time(choice: Choice, seconds: float) -> Choice:
+    if choice.key != "steps":
+        return choice
+    why = (
+        f"{choice.why}. These take roughly {duration(seconds)} on this machine: one step was measured;"
+        " reading, augmenting and validating come on top, and other programs slow it down"
+    )
+    return replace(choice, why=why)
 
 
 def write(path: str, *, config: str | None, given: dict[str, Any]) -> dict[str, Any]:
@@ -78,10 +116,10 @@ def write(path: str, *, config: str | None, given: dict[str, Any]) -> dict[str, 
             found=", ".join(sorted(given.keys() - taken)) or config or ", ".join(given) or "neither",
             fix="edit the file that it writes",
         )
-    text = propose(**given)
+    proposed = propose(**given, timed=True)
     try:
         with Path(path).open("x", encoding="utf-8") as file:
-            file.write(text)
+            file.write(proposed.text)
     except OSError as error:
         raise InputError(
             "the configuration cannot be written",
@@ -89,7 +127,8 @@ def write(path: str, *, config: str | None, given: dict[str, Any]) -> dict[str, 
             found=error.strerror,
             fix="choose another --init",
         ) from None
-    return {"command": "train", "status": "proposed", "written": path}
+    seconds = None if proposed.seconds is None else round(proposed.seconds, 1)
+    return {"command": "train", "status": "proposed", "written": path, "seconds_predicted": seconds}
 
 
 def machine(device: str = "auto") -> Machine:
