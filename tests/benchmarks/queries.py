@@ -153,11 +153,7 @@ def best(work: Callable[[], object], times: int = 7) -> tuple[float, float]:
 
 
 def ask(url: str, side: int) -> dict[str, float]:
-<<<<<<< HEAD
-    """Each query's milliseconds, warm, by the clock and of all cores; `open`, `first`: a new process's."""
-=======
     """Each query's milliseconds, warm, by the clock and of all cores; the first two are not warm."""
->>>>>>> table
     began = time.perf_counter()
     labels = Labels.open(url)
     opened = time.perf_counter()
@@ -168,27 +164,13 @@ def ask(url: str, side: int) -> dict[str, float]:
     some = iter(np.random.default_rng(0).integers(1, side**3, 1000).tolist())
     box = Box((middle,) * 3, (middle + 200,) * 3)
     chunks = [part for part, _ in labels.parts(identity, labels.box_of(identity))]
-<<<<<<< HEAD
-    result = {
-        "open_ms": round(1e3 * (opened - began), 1),
-        "first_object_ms": round(1e3 * (first - opened), 1),
-    }
-=======
     cold = {"open_ms": opened - began, "first_object_ms": first - opened}
     result = {name: round(1e3 * seconds, 1) for name, seconds in cold.items()}
->>>>>>> table
     for name, work in (
         ("object", lambda: labels.object(next(some))),
         ("box", lambda: labels.box(box)),
         ("filter", lambda: labels.objects("voxels > 700 and touches_border == false", limit=20)),
-<<<<<<< HEAD
-        (
-            "filter_sorted",
-            lambda: labels.objects("voxels > 700 and class == 'cell'", sort="-mean_0", limit=20),
-        ),
-=======
         ("filter_sorted", lambda: labels.objects("voxels > 700 and class == 1", sort="-mean_0", limit=20)),
->>>>>>> table
         ("mask", lambda: labels.mask(identity)),
         ("chunk_reads", lambda: [labels.volume.read(chunk) for chunk in chunks]),
         ("neighbours", lambda: labels.neighbours(identity)),
