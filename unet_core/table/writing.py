@@ -43,7 +43,7 @@ METADATA = "unet-flows"
 
 # Rows per row group: what one object costs to read, against how often a column is begun anew.
 OBJECT_GROUP, LOOKUP_GROUP, FRAGMENT_GROUP = 2**14, 2**16, 2**15
-_OBJECT_FILE, _OTHER_FILE = 2**19, 2**22
+_OBJECT_FILE, _OTHER_FILE = 2**18, 2**22
 MERGE_MEMORY = 2**29  # bytes
 _KEPT_TOGETHER = 4096  # sums in one folder: parallel file systems dislike large ones
 _READERS = 8
@@ -74,7 +74,8 @@ def write_tables(
     fingerprint
         Of the run: a table of another run is refused by those who read it.
     memory
-        Bytes that the merge may take. What does not fit goes through temporary files.
+        About how many bytes the merge may take, beside the sums of 8 blocks. What does not fit goes through
+        temporary files.
 
     Raises
     ------
@@ -98,12 +99,12 @@ def write_tables(
     fragments.add(_table(np.zeros(0, FRAGMENT)))
     with tempfile.TemporaryDirectory(prefix="unet-flows-table-") as temporary:
         folder = Path(temporary)
-        rows = Runs(folder / "rows", key="id", ordered=merged_rows, memory=memory // 4)
-        pieces = Runs(folder / "pieces", key="id", ordered=merged_fragments, memory=memory // 8)
+        rows = Runs(folder / "rows", key="id", ordered=merged_rows, memory=memory // 8)
+        pieces = Runs(folder / "pieces", key="id", ordered=merged_fragments, memory=memory // 16)
         for sums in _all_sums(store, blocks):
             rows.add(sums.rows)
             pieces.add(sums.fragments)
-        measured = Runs(folder / "measured", key="morton", ordered=_by_morton, memory=memory // 4)
+        measured = Runs(folder / "measured", key="morton", ordered=_by_morton, memory=memory // 8)
         count = 0
         for part, of_part in together([rows.sealed(), pieces.sealed()]):
             count = _require_dense(part, of_part, count, store)
@@ -143,7 +144,7 @@ def _all_sums(store: Store, blocks: int) -> Iterator[Sums]:
     """The sums of all blocks, in order, some of them read ahead."""
     indices = iter(range(blocks))
     with ThreadPoolExecutor(_READERS) as pool:
-        while some := list(islice(indices, 4 * _READERS)):
+        while some := list(islice(indices, _READERS)):
             yield from pool.map(lambda index: _read_sums(store, index), some)
 
 
