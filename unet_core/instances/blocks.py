@@ -88,12 +88,15 @@ class InstanceWorker:
         target = self._array(plan.FINAL)
         final = renumber(local, kinds.table_of(evidence, index).astype(target.dtype))
         write_box(target, box, final)
-        # While they are at hand: a pass of its own would read all labels once more.
-        sums = self._table.measure(
-            final, box, image=self._image.read(box), classes=self._read(plan.CLASSES, box)[0]
-        )
-        evidence.digests.update(write_sums(self._store, index, sums))
+        self.measure(index, final, evidence)
         return final
+
+    def measure(self, index: int, ids: NDArray[Any], evidence: InStore) -> None:
+        """Leave the sums of a block's objects, while its ids are at hand: later they would be read again."""
+        box = self._blocking.box(index)
+        image, classes = self._image.read(box), self._read(plan.CLASSES, box)[0]
+        sums = self._table.measure(ids, box, image=image, classes=classes)
+        evidence.digests.update(write_sums(self._store, index, sums))
 
     def _write_table(self, index: int, evidence: InStore) -> None:
         digests = write_tables(
