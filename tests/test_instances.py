@@ -47,7 +47,11 @@ def classes_of(shape: tuple[int, ...] = SHAPE) -> NDArray[np.uint8]:
 
 def plan_of(request: InstanceRequest, **options: Any) -> InstancePlan:
     values = {"volume": SHAPE, "roi": Box.of_shape(SHAPE), "shard": SHARD, "block": SHARD, **options}
-    plan = plan_instances(request, classes=NAMES, target="semantic", **values)
+    return measured(plan_instances(request, classes=NAMES, target="semantic", **values))
+
+
+def measured(plan: InstancePlan) -> InstancePlan:
+    """The plan with what an object table is made with."""
     table = TablePlan(
         volume=SHAPE,
         extent=plan.roi,

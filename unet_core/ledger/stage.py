@@ -25,6 +25,8 @@ class Stage:
         Time point and box (z, y, x, in the arrays' voxels) that block `index` writes.
     objects
         Keys of plain objects that a block writes beside the arrays; one that ends in "/" is a folder of them.
+    margin
+        Voxels around its box that a block is made from, too.
     factors
         Voxels of the finest level per voxel of these arrays, z, y, x.
     """
@@ -34,6 +36,7 @@ class Stage:
     arrays: tuple[str, ...]
     target: Callable[[int], tuple[int, Box]]
     objects: Callable[[int], Iterable[str]] = _none
+    margin: Shape = (0, 0, 0)
     factors: Shape = (1, 1, 1)
 
     def extent(self, index: int) -> tuple[int, Box]:
