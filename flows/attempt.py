@@ -129,7 +129,9 @@ def _with_advice(failed: Failed, work: Work) -> Failed:
     with suppress(Exception):  # advice must not hide the failure
         tile = worker.tile_that_fits(work.arguments[0], work.arguments[1])
     advice = "a smaller --tile, which is another run (another --to)"
-    if tile is not None:
+    if work.function is worker.instances:
+        advice = "a smaller --block, which is another run (another --to) with the same results"
+    elif tile is not None:
         advice = f"--tile {tile} would fit here; another tile is another run (another --to)"
     return replace(failed, error=f"{failed.error}\n  to do:    {advice}", final=True)
 

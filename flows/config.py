@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from flows.suggestions import did_you_mean, refusal
 from unet_core.errors import InputError
 from unet_core.geometry import Box, Shape
 
@@ -47,6 +48,26 @@ class SegmentConfig(Config):
     channels: str | None = Field(None, description="Channels that the model sees, such as 0 or 0,2")
     timepoint: Count = Field(0, description="Time point to segment")
     probabilities: bool = Field(False, description="Also write class probabilities as uint8, p = v / 255")
+    instances: Literal["components"] | None = Field(
+        None, description="One id per object instead of classes: connected components of the foreground"
+    )
+    foreground: str | None = Field(
+        None, description="Classes that are objects, such as 1,2; the default is what the model calls inside"
+    )
+    threshold: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Least probability of the foreground; the default is the likeliest class",
+    )
+    connectivity: Literal["face", "full"] = Field(
+        "face", description="Voxels of an object touch by faces, or by edges and corners too"
+    )
+    connect: Literal["3d", "2d"] = Field("3d", description="2d makes every plane's objects its own")
+    fill_holes: bool = Field(
+        False, description="Fill background that one class of objects encloses, off the volume's face"
+    )
+    min_size: Positive = Field(1, description="Voxels of the smallest object that is kept")
     tile: str | None = Field(
         None, description="Output box of one forward pass, z,y,x; multiples of the stride"
     )
@@ -69,6 +90,24 @@ class SegmentConfig(Config):
     block_timeout: float | None = Field(
         None, gt=0, description="Seconds after which a block counts as hung; the default follows its size"
     )
+
+
+class StitchConfig(Config):
+    """Parameters of `stitch`."""
+
+    labels: str = argument("Output of segment --instances, the local labels of which are merged anew")
+    to: str = Field(description="Label volume to write, such as other.zarr")
+    min_size: int | None = Field(
+        None, ge=1, description="Voxels of the smallest object that is kept; the default is as it was"
+    )
+    workers: int | None = Field(
+        None, ge=1, description="Worker processes on this machine; the default is one with all cores"
+    )
+    cluster: str | None = Field(None, description="TOML file that says where Dask workers come from")
+    restart: bool = Field(
+        False, description="Take away what an earlier run wrote there, and begin anew (asks first)"
+    )
+    retry_failed: bool = Field(False, description="Do those blocks alone that are in quarantine")
 
 
 class IngestConfig(Config):
@@ -261,21 +300,7 @@ def validate(model: type[C], values: dict[str, Any], *, where: str | None = None
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        problems = [
-            (".".join(map(str, e["loc"])) or "the whole", e["msg"].removeprefix("Value error, "))
-            for e in error.errors()
-        ]
-        raise InputError(
-            "these parameters are not valid" if len(problems) > 1 else "this parameter is not valid",
-            where=where,
-            expected=f"fields of {model.__name__}: {', '.join(model.model_fields)}"
-            if any("Extra inputs" in message for _, message in problems)
-            else None,
-            found="; ".join(
-                f"{place}: {'unknown key' if message.startswith('Extra inputs') else message}"
-                for place, message in problems
-            ),
-        ) from None
+        raise refusal(error, model, where=where) from None
 
 
 def read_toml(path: str) -> dict[str, Any]:
@@ -286,6 +311,11 @@ def read_toml(path: str) -> dict[str, Any]:
         raise InputError("this file cannot be read", where=path, found=error.strerror) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError("this is not TOML", where=path, found=error) from None
+
+
+def read_training(path: str | None, flags: dict[str, Any]) -> TrainConfig:
+    """The TOML file's parameters with the flags' over them; InputError names unknown or missing ones."""
+    return validate(TrainConfig, {**(read_toml(path) if path else {}), **flags}, where=path)
 
 
 def read_cluster(path: str | None, *, workers: int | None) -> ClusterConfig:
@@ -300,13 +330,17 @@ def read_cluster(path: str | None, *, workers: int | None) -> ClusterConfig:
 
 def choice(name: str, value: str | None, choices: Any) -> Any:
     """A value that must be one of a Literal's; InputError lists them."""
-    if value is not None and value not in get_args(choices):
-        raise InputError(f"{name} is not known", expected=" or ".join(get_args(choices)), found=value)
+    known = get_args(choices)
+    if value is not None and value not in known:
+        found = f"{value}{did_you_mean(value, known)}"
+        raise InputError(f"{name} is not known", expected=" or ".join(known), found=found)
     return value
 
 
-def parse_box(text: str | None) -> Box | None:
-    return None if text is None else Box.parse(text)
+def parse_box(text: str | None, volume: Shape | None = None) -> Box | None:
+    """`z0:z1,y0:y1,x0:x1` as a box; of a `volume` that is a single plane `y0:y1,x0:x1` will do."""
+    box = None if text is None else Box.parse(text)
+    return box if box is None or volume is None else box.in_volume(volume)
 
 
 def parse_shape(name: str, text: str | None, *, ndim: int = 3) -> Shape | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from math import prod
 from typing import Any
 
 from prefect import flow
@@ -11,13 +10,18 @@ from prefect import flow
 from flows import tasks, worker
 from flows.cluster import ask, open_client
 from flows.config import SegmentConfig, parse_box, parse_integers, parse_shape, read_cluster, takes, validate
+from flows.instances import PATIENCE, follow
 from flows.outcome import owned, require_failures
+from unet_core.errors import InputError
+from unet_core.instances import InstanceRequest
 from unet_core.ledger import clear, read_record
-from unet_core.segmentation import Planned, SegmentRequest, plan_segmentation
+from unet_core.segmentation import Planned, SegmentRequest, plan_segmentation, prepare_final
 from unet_core.volumes import Store
 
 # Slower than this a block is hung. Two AVX2 cores do 40e9 multiply-accumulates a second.
-_SLOWEST_MACS, _SLOWEST_VOXELS, _PATIENCE = 1e9, 1e5, 600.0
+_SLOWEST_MACS = 1e9
+# Options that say nothing without --instances.
+_OF_INSTANCES = ("foreground", "threshold", "connectivity", "connect", "fill_holes", "min_size")
 
 
 def plan(config: SegmentConfig, *, device: str | None = None) -> Planned:
@@ -31,6 +35,7 @@ def plan(config: SegmentConfig, *, device: str | None = None) -> Planned:
         channels=parse_integers("--channels", config.channels) if config.channels is not None else None,
         timepoint=config.timepoint,
         probabilities=config.probabilities,
+        instances=_instances(config),
         tile=parse_shape("--tile", config.tile),
         block=parse_shape("--block", config.block),
         dtype=config.dtype,
@@ -45,6 +50,29 @@ def plan(config: SegmentConfig, *, device: str | None = None) -> Planned:
     if config.retry_failed:
         require_failures(Store(config.to), planned.plan.stages)
     return planned
+
+
+def _instances(config: SegmentConfig) -> InstanceRequest | None:
+    if config.instances is None:
+        defaults = SegmentConfig.model_fields
+        given = [name for name in _OF_INSTANCES if getattr(config, name) != defaults[name].default]
+        if given:
+            raise InputError(
+                "these options say how instances are made, and none are asked for",
+                expected="--instances components beside them",
+                found=", ".join(f"--{name.replace('_', '-')}" for name in given),
+            )
+        return None
+    chosen = config.foreground
+    return InstanceRequest(
+        method=config.instances,
+        foreground=None if chosen is None else parse_integers("--foreground", chosen),
+        threshold=config.threshold,
+        connectivity=config.connectivity,
+        connect=config.connect,
+        fill_holes=config.fill_holes,
+        min_size=config.min_size,
+    )
 
 
 @takes(SegmentConfig)
@@ -65,18 +93,23 @@ def _segment(**parameters: Any) -> dict[str, Any]:
         resolved = tasks.prepare(planned)
         stages = resolved.stages
         run.take_over(stages)
-        per_block = planned.macs / stages[0].count
-        for position, stage in enumerate(stages):
-            common = {"run": run, "stage": stage, "only_failed": config.retry_failed}
-            if position == 0:
-                timeout = config.block_timeout or _PATIENCE + per_block / _SLOWEST_MACS
-                complete = run.do(partial(tasks.predict, model=planned.model.url, timeout=timeout, **common))
-            else:
-                voxels = prod(resolved.pyramid.shard)
-                timeout = config.block_timeout or _PATIENCE + voxels / _SLOWEST_VOXELS
-                complete = run.do(partial(tasks.pyramid, level=position, timeout=timeout, **common))
-            if not complete:
-                break
+        predict = partial(
+            tasks.predict,
+            run=run,
+            stage=stages[0],
+            model=planned.model.url,
+            timeout=config.block_timeout or PATIENCE + planned.macs / stages[0].count / _SLOWEST_MACS,
+            only_failed=config.retry_failed,
+        )
+        if run.do(predict):
+            follow(
+                run,
+                instances=resolved.instances,
+                levels=resolved.pyramid,
+                prepare=partial(prepare_final, output, resolved),
+                timeout=config.block_timeout,
+                only_failed=config.retry_failed,
+            )
         return run.finish(total=len(stages))
 
 

@@ -10,9 +10,11 @@ from rich.table import Table
 
 from flows.evaluate import Evaluation
 from flows.report import comparison_table, instance_tables, scores_table, thresholds_table
+from flows.report.words import duration
 from unet_core.evaluation import CRITERIA, InstanceScores
 from unet_core.geometry import Box, Shape
 from unet_core.inference import device_kind, measure_speed
+from unet_core.instances import InstancePlan, disk_bytes, merge_bytes
 from unet_core.segmentation import Planned
 from unet_core.volumes import Store
 
@@ -59,9 +61,22 @@ def plan_document(planned: Planned, *, workers: int) -> dict[str, Any]:
         "memory_per_worker": planned.memory.total,
         "memory_of_one_forward_pass": planned.memory.forward,
         "workers": workers,
+        "instances": None if plan.instances is None else _instances_document(planned, plan.instances),
         "macs": planned.macs,
         "useful_share_of_arithmetic": round(planned.useful, 4),
         "seconds_predicted": None if speed is None else round(planned.macs / speed, 1),
+    }
+
+
+def _instances_document(planned: Planned, plan: InstancePlan) -> dict[str, Any]:
+    """What the stages after the network do and need; bytes."""
+    return {
+        **plan.identity,
+        "classes": [planned.plan.classes[c] for c in plan.foreground],
+        "block": {"shape": list(plan.block), "count": len(plan.blocking)},
+        "memory_per_worker": planned.instance_memory,
+        "merge_memory_per_million_labels_on_faces": merge_bytes(plan, 10**6) - merge_bytes(plan, 0),
+        "bytes_written": disk_bytes(plan),
     }
 
 
@@ -95,9 +110,36 @@ def print_plan(document: dict[str, Any]) -> None:
             f" {_bytes(document['memory_of_one_forward_pass'])} of it for one forward pass",
         ),
     ]
+    if (instances := document["instances"]) is not None:
+        rows += _instance_rows(instances)
     if (seconds := document["seconds_predicted"]) is not None:
-        rows.append(("time", f"about {_seconds(seconds)} of arithmetic on this machine's cores"))
+        rows.append(("time", f"about {duration(seconds)} of arithmetic on this machine's cores"))
     _print_rows("plan", rows)
+
+
+def _instance_rows(document: dict[str, Any]) -> list[tuple[str, str]]:
+    block = document["block"]
+    of = "the likeliest class" if document["threshold"] is None else f"probability {document['threshold']:g}"
+    options = [
+        "touching by faces" if document["connectivity"] == "face" else "touching by faces, edges or corners",
+        *(["every plane by itself"] if document["planar"] else []),
+        *(["holes filled"] if document["fill_holes"] else []),
+        *([f"{document['min_size']:,} voxels or more"] if document["min_size"] > 1 else []),
+    ]
+    merge = _bytes(document["merge_memory_per_million_labels_on_faces"])
+    return [
+        (
+            "instances",
+            f"{document['method']} of {', '.join(document['classes'])} by {of}; {', '.join(options)}",
+        ),
+        (
+            "",
+            f"{block['count']:,} blocks of {_shape(block['shape'])}, about"
+            f" {_bytes(document['bytes_written'])} of the writes;"
+            f" {_bytes(document['memory_per_worker'])} in each worker,"
+            f" and {merge} in one of them for every million labels on faces between blocks",
+        ),
+    ]
 
 
 def print_run(document: dict[str, Any]) -> None:
@@ -129,7 +171,7 @@ def print_run(document: dict[str, Any]) -> None:
     if absent := sum(s["absent_chunks"] for s in document["stages"].values()):
         console.print(f"{absent:,} input chunks are absent and were read as the fill value")
     console.print(
-        f"{document['output']}  in {_seconds(document['seconds'])}", soft_wrap=True, highlight=False
+        f"{document['output']}  in {duration(document['seconds'])}", soft_wrap=True, highlight=False
     )
 
 
@@ -167,7 +209,7 @@ def print_status(document: dict[str, Any]) -> None:
 
 def _left(progress: dict[str, Any]) -> str:
     seconds = progress["seconds_left"]
-    return "" if seconds is None else f", about {_seconds(seconds)} left in this stage"
+    return "" if seconds is None else f", about {duration(seconds)} left in this stage"
 
 
 def print_verification(document: dict[str, Any]) -> None:
@@ -237,6 +279,7 @@ def print_proposal(document: dict[str, Any]) -> None:
     """Where a proposed configuration lies, and what to do with it."""
     rows = [
         ("written", document["written"]),
+        ("time", f"roughly {duration(document['seconds_predicted'])} on this machine: one step was measured"),
         ("next", f"look at it, then: unet-flows train {document['written']}"),
     ]
     _print_rows("train --init: nothing was trained", rows)
@@ -247,7 +290,7 @@ def print_training(document: dict[str, Any]) -> None:
     rows = [
         ("model", document["model"]),
         ("best step", f"{document['best_step']} of {document['steps']}, last loss {document['loss']:.4f}"),
-        ("time", _seconds(document["seconds"])),
+        ("time", duration(document["seconds"])),
     ]
     scores = document["validation"]
     if scores is None:
@@ -312,11 +355,3 @@ def _bytes(n: float) -> str:
             return f"{n:.3g} {unit}"
         n /= 1000
     return f"{n:.3g} PB"
-
-
-def _seconds(s: float) -> str:
-    if s < 120:
-        return f"{s:.0f} s"
-    if s < 2 * 3600:
-        return f"{s / 60:.0f} min"
-    return f"{s / 3600:.1f} h" if s < 72 * 3600 else f"{s / 86400:.1f} days"

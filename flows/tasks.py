@@ -72,6 +72,14 @@ def pyramid(
     return _stage(run, stage, work, _client(), only_failed)
 
 
+@task(name="instances", task_run_name="{stage.name} of {run.output}", cache_policy=NO_CACHE)
+def instances(*, run: Run, stage: Stage, timeout: float | None, only_failed: bool = False) -> StageResult:
+    """One of the stages that make instances of classes, on Dask workers."""
+    arguments = (*_run_arguments(run), stage.name)
+    work = Work(function=worker.instances, arguments=arguments, timeout=timeout)
+    return _stage(run, stage, work, _client(), only_failed)
+
+
 @task(name="prepare training", cache_policy=NO_CACHE)
 def resolve_training(plan: training.Plan, *, device: str, dtype: str) -> training.Plan:
     """Decide what was left to the workers: device and arithmetic, once, for all ranks and restarts."""
@@ -101,9 +109,9 @@ def train(
             run.lease.report(training_stands(now, plan.settings))
             note = f"loss {now['loss']:.4f}, {now['patches_per_second']:.2f} patches/s"
             progress.update(now["step"], note)
-            if now["scores"] is not None:
-                text = f"step {now['step']}: foreground IoU {now['scores']['foreground_iou']:.4f}"
-                logger.info("%s in validation", text)
+            if now["looked"]:
+                text = look_at_training(now)
+                logger.info(text)
                 show_training(artifacts, run.output, text)
 
         ranked = RankedTraining(
@@ -123,6 +131,13 @@ def train(
         best = trained.history.best_step
         progress.close(trained.step, f"best at step {best}" if best else "not validated yet")
     return trained
+
+
+def look_at_training(now: dict[str, Any]) -> str:
+    """What a look at the network found, in a line: its score, or its loss where nothing is held out."""
+    if now["scores"] is None:
+        return f"step {now['step']}: loss {now['loss']:.4f}; no region is held out to validate on"
+    return f"step {now['step']}: foreground IoU {now['scores']['foreground_iou']:.4f} in validation"
 
 
 def training_stands(now: dict[str, Any], settings: training.TrainSettings) -> dict[str, Any]:

@@ -18,9 +18,10 @@ from unet_core.errors import LostLeaseError
 from unet_core.ledger import Done, RunRecord, read_record
 from unet_core.pyramid import PyramidPlan
 from unet_core.segmentation import BlockWorker, SegmentPlan, pyramid_block
-from unet_core.volumes import Store
+from unet_core.volumes import Store, Volume
 
 if TYPE_CHECKING:
+    from unet_core.instances.blocks import InstanceWorker
     from unet_core.verification import RunOnDisk
 
 
@@ -32,6 +33,11 @@ def predict(url: str, fingerprint: str, epoch: int, model: str, index: int) -> D
 def pyramid(url: str, fingerprint: str, epoch: int, level: int, index: int) -> Done:
     """One block of a pyramid level of the output at `url`."""
     return pyramid_block(url, _pyramid_plan(url, fingerprint), level, index, epoch=epoch)
+
+
+def instances(url: str, fingerprint: str, epoch: int, stage: str, index: int) -> Done:
+    """One block of a stage that makes instances, of the output at `url`."""
+    return _instance_worker(url, fingerprint, epoch).do(stage, index)
 
 
 def verify(url: str, fingerprint: str, epoch: int, stage: str, index: int) -> Done:
@@ -75,6 +81,7 @@ def tile_that_fits(url: str, fingerprint: str) -> str | None:
 def forget() -> None:
     """Give back the memory that is kept between blocks."""
     _block_worker.cache_clear()
+    _instance_worker.cache_clear()
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -84,6 +91,22 @@ def forget() -> None:
 def _block_worker(url: str, fingerprint: str, epoch: int, model: str) -> BlockWorker:
     plan = SegmentPlan.from_dict(dict(_record(url, fingerprint).plan))
     return BlockWorker(url, plan, epoch=epoch, model_url=model)
+
+
+@lru_cache(maxsize=1)
+def _instance_worker(url: str, fingerprint: str, epoch: int) -> InstanceWorker:
+    from unet_core.instances import InstancePlan
+    from unet_core.instances.blocks import InstanceWorker  # with cc3d and numba
+
+    record = _record(url, fingerprint).plan
+    image = Volume.open(
+        record["volume"],
+        level=record["level"],
+        channels=record["channels"],
+        timepoint=record["timepoint"],
+    )
+    plan = InstancePlan.from_dict(record["instances"])
+    return InstanceWorker(url, plan, image=image, fingerprint=fingerprint, epoch=epoch)
 
 
 @lru_cache(maxsize=1)

@@ -19,14 +19,19 @@ from ome_zarr_models.v05.image_label import ImageLabel
 from pipeline import save_random_model
 
 from flows import blocks, tasks
-from flows.inspection import status
+from flows.inspection import status, verify
 from flows.segment import segment
+from flows.stitch import stitch
 from unet_core.architecture import UNetSpec
 from unet_core.errors import InputError, RunError
+from unet_core.geometry import Box
+from unet_core.instances.foreground import by_class
+from unet_core.instances.in_memory import label_components
 from unet_core.ledger import hold, read_status
 from unet_core.normalisation import Scale
+from unet_core.query import Labels
 from unet_core.verification import RunOnDisk
-from unet_core.volumes import Store
+from unet_core.volumes import Store, Volume
 
 SHAPE = (37, 70, 61)  # a multiple of nothing
 TILE = "16,16,16"
@@ -179,6 +184,52 @@ def test_missing_blocks_are_done_again_with_the_same_bytes(work: Path, reference
     )
     assert result["stages"]["predict"]["done"] == 1
     assert chunks(output) == chunks(reference)
+
+
+def test_instances_are_components_of_the_classes_and_can_be_merged_anew(work: Path, reference: Path) -> None:
+    """Through Dask workers, with a pyramid; then by `stitch`, and damage found by `verify`."""
+    options = {"instances": "components", "foreground": "0,2", "connectivity": "full", "fill_holes": True}
+    options["block"] = "48,64,64"
+    output = run(work, "instances.zarr", min_size=4, roi="0:37,3:70,0:61", **options)
+    classes = zarr.open_array(output / "classes" / "0", mode="r")[:]
+    np.testing.assert_array_equal(classes[:, 3:], zarr.open_array(reference / "0", mode="r")[:, 3:])
+    values = by_class(classes[:, 3:], (0, 2))
+    rules: dict[str, Any] = {"block": (64, 80, 64), "connectivity": "full", "fill_holes": True}
+    found = zarr.open_array(output / "0", mode="r")[:]
+    np.testing.assert_array_equal(found[:, 3:], label_components(values, min_size=4, **rules))
+    assert found.dtype == np.uint32
+    assert found.max() > 300
+    ImageLabel.from_zarr(zarr.open_group(output, mode="r"))
+    assert status(str(output))["status"] == "complete"
+    other = work / "stitched.zarr"
+    stitched = stitch(labels=str(output), to=str(other), min_size=1, cluster=str(work / "cluster.toml"))
+    assert stitched["status"] == "complete"
+    assert "predict" not in stitched["stages"]
+    again = zarr.open_array(other / "0", mode="r")[:]
+    np.testing.assert_array_equal(again[:, 3:], label_components(values, min_size=1, **rules))
+    assert verify(str(other)).sound
+    image = Volume.open(str(work / "volume.zarr")).read(Box.of_shape(found.shape))[0]
+    for path, ids in ((output, found), (other, again)):
+        labels = Labels.open(str(path))
+        assert labels.info()["objects"] == ids.max()
+        largest = labels.objects(sort="-voxels", limit=1).to_pylist()[0]
+        inside = ids == largest["id"]
+        assert largest["voxels"] == inside.sum() == np.bincount(ids[ids > 0]).max()
+        assert largest["mean_0"] == pytest.approx(image[inside].mean())
+        assert labels.at(np.argwhere(inside)[0].tolist()) == largest["id"]
+    (output / "evidence" / "seams" / "000000" / "1").unlink()
+    checked = verify(str(output), repair=True)
+    assert checked.damaged["seams"] == 1
+    assert checked.reopened["merge"] == 1
+    before = chunks(output)
+    with pytest.raises(InputError, match="not complete"):
+        stitch(labels=str(output), to=str(work / "never.zarr"), workers=1)
+    run(work, "instances.zarr", min_size=4, roi="0:37,3:70,0:61", **options)
+    assert before.items() <= chunks(output).items()
+    with pytest.raises(InputError, match="begun with instances"):
+        run(work, "instances.zarr", roi="0:37,3:70,0:61")
+    with pytest.raises(InputError, match="none are asked for"):
+        run(work, "never.zarr", min_size=4)
 
 
 def test_roi_keeps_the_shape_and_the_voxels_of_the_whole(work: Path, reference: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,7 +11,17 @@ import numpy as np
 from unet_core import ingestion, segmentation, training
 from unet_core.errors import DataError, InputError
 from unet_core.geometry import Box
-from unet_core.ledger import Done, Ledger, RunRecord, Stage, digest_of, read_record
+from unet_core.instances import stitching
+from unet_core.ledger import (
+    Done,
+    Ledger,
+    RunRecord,
+    Stage,
+    digest_of,
+    digest_of_objects,
+    object_digest,
+    read_record,
+)
 from unet_core.volumes import Store, before_work, open_for_reading, read_box
 
 # Damaged blocks that are traced to the later blocks they went into; with more, all later blocks are redone.
@@ -70,6 +80,8 @@ def stages_of(record: RunRecord) -> tuple[Stage, ...]:
     try:
         if record.kind == segmentation.KIND:
             return segmentation.SegmentPlan.from_dict(plan).stages
+        if record.kind == stitching.KIND:
+            return stitching.StitchPlan.from_dict(plan).stages
         if record.kind == ingestion.KIND:
             return ingestion.IngestPlan.from_dict(plan["ingest"]).stages
         if record.kind == training.KIND:
@@ -78,14 +90,14 @@ def stages_of(record: RunRecord) -> tuple[Stage, ...]:
         raise InputError("this run record cannot be read", found=f"{type(error).__name__}: {error}") from None
     raise InputError(
         "this kind of run is not known",
-        expected=f"{segmentation.KIND}, {ingestion.KIND} or {training.KIND}",
+        expected=f"{segmentation.KIND}, {stitching.KIND}, {ingestion.KIND} or {training.KIND}",
         found=record.kind,
         fix="use the version of unet-flows that made it",
     )
 
 
 def verify_block(store: Store, stage: Stage, index: int, digest: str) -> Done:
-    """Read what one finished block wrote; every chunk's checksum is checked on the way.
+    """Read what one finished block wrote, arrays and objects; every checksum is checked on the way.
 
     Raises
     ------
@@ -96,15 +108,27 @@ def verify_block(store: Store, stage: Stage, index: int, digest: str) -> Done:
     timepoint, box = stage.target(index)
     arrays = [open_for_reading(store, path) for path in stage.arrays]
     found = digest_of(*(read_box(array, box, timepoint=timepoint) for array in arrays))
+    digests = {key: object_digest(store.read(key) or b"") for key in _objects(store, stage, index)}
+    if digests:
+        found = digest_of_objects({"": bytes.fromhex(found), **digests} if arrays else digests)
     if found != digest:
         raise DataError(
-            "the stored voxels are not those that were committed",
-            where=f"{store.url}/{stage.arrays[0]} [{box}]",
+            f"the stored {'voxels' if arrays else 'objects'} are not those that were committed",
+            where=f"{store.url}/{stage.arrays[0]} [{box}]" if arrays else f"{store.url}, block {index}",
             expected=f"digest {digest}",
             found=found,
             fix="unet-flows verify OUTPUT --repair, then the command that made it",
         )
     return Done(box.size)
+
+
+def _objects(store: Store, stage: Stage, index: int) -> Iterator[str]:
+    """Keys of a block's objects, those of whole folders listed."""
+    for key in stage.objects(index):
+        if key.endswith("/"):
+            yield from store.keys(key.rstrip("/"))
+        else:
+            yield key
 
 
 def reopen(run: RunOnDisk, damaged: Mapping[str, Iterable[int]], *, epoch: int) -> dict[str, int]:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from unet_core.geometry import Box, Shape
+
+
+def _none(index: int) -> Iterable[str]:
+    """What most stages write beside their arrays."""
+    return ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +23,8 @@ class Stage:
         Paths of the arrays that a block writes, in the order in which their voxels enter its digest.
     target
         Time point and box (z, y, x, in the arrays' voxels) that block `index` writes.
+    objects
+        Keys of plain objects that a block writes beside the arrays; one that ends in "/" is a folder of them.
     factors
         Voxels of the finest level per voxel of these arrays, z, y, x.
     """
@@ -26,6 +33,7 @@ class Stage:
     count: int
     arrays: tuple[str, ...]
     target: Callable[[int], tuple[int, Box]]
+    objects: Callable[[int], Iterable[str]] = _none
     factors: Shape = (1, 1, 1)
 
     def extent(self, index: int) -> tuple[int, Box]:

@@ -64,7 +64,7 @@ class Labels:
         """
         store = Store(url)
         record = read_record(store)
-        if record is None or record.kind != "segment":
+        if record is None or record.kind not in ("segment", "stitch"):
             raise InputError(
                 "no labels of unet-flows are here",
                 where=store.url,

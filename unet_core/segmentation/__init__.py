@@ -6,7 +6,14 @@
 Only the output's URL and a block index travel to workers: they find the plan in the run record.
 """
 
-from unet_core.segmentation.blocks import BlockWorker, pyramid_block, resolve, start, tile_that_fits
+from unet_core.segmentation.blocks import (
+    BlockWorker,
+    prepare_final,
+    pyramid_block,
+    resolve,
+    start,
+    tile_that_fits,
+)
 from unet_core.segmentation.plan import KIND, Planned, SegmentPlan, SegmentRequest, plan_segmentation
 
 __all__ = [
@@ -16,6 +23,7 @@ __all__ = [
     "SegmentPlan",
     "SegmentRequest",
     "plan_segmentation",
+    "prepare_final",
     "pyramid_block",
     "resolve",
     "start",

@@ -14,15 +14,17 @@ from unet_core import budget, inference, pyramid
 from unet_core.checkpoint import load_model
 from unet_core.errors import DataError, InputError
 from unet_core.geometry import Box, Shape
+from unet_core.instances import begin_instances, create_final, only_level
 from unet_core.ledger import Done, Ledger, RunRecord, begin, digest_of, require_epoch
-from unet_core.metadata import PyramidLevel
 from unet_core.model import UNet
 from unet_core.normalisation import Scale, measure
 from unet_core.probe import probe
 from unet_core.pyramid import PyramidPlan
 from unet_core.segmentation.plan import KIND, PREDICT, Planned, SegmentPlan, identity_of
+from unet_core.table import TablePlan, quanta_of
 from unet_core.volumes import Store, Volume, create_multiscale, open_for_writing, write_box
 
+_CLASSES = np.dtype(np.uint8)  # of classes and probabilities
 _TRIED = 8  # blocks looked at for one that can be decoded
 
 
@@ -41,7 +43,27 @@ def resolve(plan: SegmentPlan, normalisation: str) -> SegmentPlan:
     if dtype == "auto":
         dtype = _choose_dtype(plan, volume, network, scale)
     predictor = inference.Predictor(network, scale=scale, device=plan.device, dtype=dtype)
-    return replace(plan, scale=scale, dtype=dtype, probe=probe(predictor, plan.tiling))
+    instances = plan.instances
+    if instances is not None:
+        instances = replace(instances, table=_table_of(plan, volume, scale))
+    probed = probe(predictor, plan.tiling)
+    return replace(plan, scale=scale, dtype=dtype, probe=probed, instances=instances)
+
+
+def _table_of(plan: SegmentPlan, volume: Volume, scale: Scale) -> TablePlan:
+    return TablePlan(
+        volume=volume.shape,
+        extent=plan.tiling.roi,
+        planar=volume.shape[0] == 1,
+        voxel_size=volume.voxel_size,
+        origin=volume.origin,
+        unit=volume.unit,
+        chunk=plan.tiling.chunk,
+        shard=plan.tiling.shard,
+        channels=volume.channels,
+        quanta=quanta_of(volume.dtype, scale.offset, [a + n for a, n in zip(scale.offset, scale.spread)]),
+        classes=plan.classes,
+    )
 
 
 def _choose_dtype(plan: SegmentPlan, volume: Volume, network: UNet, scale: Scale) -> str:
@@ -70,34 +92,50 @@ def start(planned: Planned, resolved: SegmentPlan) -> None:
     begin(output, planned.record or RunRecord(KIND, identity, plan.to_dict()))
     name = output.url.rsplit("/", 1)[-1].removesuffix(".zarr")
     common: dict[str, Any] = {
-        "dtype": np.dtype(np.uint8),
         "chunk": tiling.chunk,
         "shard": tiling.shard,
         "voxel_size": volume.voxel_size,
         "origin": volume.origin,
         "unit": volume.unit,
     }
-    create_multiscale(
-        output,
-        kind="labels",
-        axes=volume.spatial_axes,
-        leading=(),
-        levels=plan.pyramid.levels,
-        name=name,
-        method="mode",
-        source=_relative(volume.url, output),
-        **common,
-    )
+    if plan.instances is not None:
+        begin_instances(output, axes=volume.spatial_axes, levels=only_level(volume.shape), **common)
+    else:
+        create_multiscale(
+            output,
+            kind="labels",
+            axes=volume.spatial_axes,
+            leading=(),
+            levels=plan.pyramid.levels,
+            dtype=_CLASSES,
+            name=name,
+            method="mode",
+            source=_relative(volume.url, output),
+            **common,
+        )
     if plan.probabilities:
         create_multiscale(
             output.child("probabilities"),
             kind="image",
             axes=f"c{volume.spatial_axes}",
             leading=(len(plan.classes),),
-            levels=[PyramidLevel(0, volume.shape, (1, 1, 1))],
+            levels=only_level(volume.shape),
+            dtype=_CLASSES,
             name=f"{name} probabilities",
             **common,
         )
+
+
+def prepare_final(output: Store, plan: SegmentPlan) -> None:
+    """Make the arrays of the instances' ids, once they are merged."""
+    create_final(
+        output,
+        template=output.child("local").url,
+        pyramid=plan.pyramid,
+        chunk=plan.tiling.chunk,
+        shard=plan.tiling.shard,
+        source=_relative(plan.volume, output),
+    )
 
 
 class BlockWorker:
@@ -124,7 +162,7 @@ class BlockWorker:
             model.network(), scale=plan.scale, device=plan.device, dtype=plan.dtype
         )
         plan.probe.require(probe(self._predictor, plan.tiling))
-        self._labels = open_for_writing(self._output, "0")
+        self._labels = open_for_writing(self._output, plan.predicted)
         self._probabilities = (
             open_for_writing(self._output, "probabilities/0") if plan.probabilities else None
         )

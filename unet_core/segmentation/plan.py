@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from math import prod
 from typing import Any, Literal
 
@@ -12,6 +12,14 @@ from unet_core import budget, inference
 from unet_core.checkpoint import StoredModel, load_model
 from unet_core.errors import DataError, InputError
 from unet_core.geometry import Box, Shape, round_up
+from unet_core.instances import (
+    InstancePlan,
+    InstanceRequest,
+    plan_instances,
+    worker_bytes,
+)
+from unet_core.instances import disk_bytes as instance_disk
+from unet_core.instances import require_memory as require_instance_memory
 from unet_core.ledger import RunRecord, Stage, begun, require_apart, require_complete, require_replaceable
 from unet_core.metadata import pyramid_levels
 from unet_core.normalisation import Scale, require_finite
@@ -39,6 +47,7 @@ class SegmentRequest:
     channels: tuple[int, ...] | None = None
     timepoint: int = 0
     probabilities: bool = False
+    instances: InstanceRequest | None = None
     tile: Shape | None = None
     block: Shape | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -65,9 +74,14 @@ class SegmentPlan:
     pyramid: PyramidPlan
     scale: Scale | None = None
     probe: Probe | None = None
+    instances: InstancePlan | None = None
 
     def to_dict(self) -> dict[str, Any]:
         document = asdict(self)
+        if self.instances is None:
+            del document["instances"]  # as it was before there were any
+        else:
+            document["instances"] = self.instances.to_dict()
         document["tiling"] = {**asdict(self.tiling), "roi": str(self.tiling.roi)}
         document["pyramid"] = self.pyramid.to_dict()
         document["scale"] = None if self.scale is None else self.scale.to_dict()
@@ -91,25 +105,35 @@ class SegmentPlan:
                 "pyramid": PyramidPlan.from_dict(data["pyramid"]),
                 "scale": None if data["scale"] is None else Scale.from_dict(data["scale"]),
                 "probe": None if data["probe"] is None else Probe.from_dict(data["probe"]),
+                "instances": InstancePlan.from_dict(data["instances"]) if "instances" in data else None,
             }
         )
 
     @property
+    def predicted(self) -> str:
+        """Path of the array that holds the network's classes."""
+        return "0" if self.instances is None else "classes/0"
+
+    @property
     def stages(self) -> tuple[Stage, ...]:
         """The stages, in order."""
-        written = ("0", "probabilities/0") if self.probabilities else ("0",)
+        written = (self.predicted, "probabilities/0") if self.probabilities else (self.predicted,)
         predict = Stage(
             name=PREDICT,
             count=len(self.tiling.blocks),
             arrays=written,
             target=lambda index: (0, self.tiling.block_box(index)),
         )
-        return (predict, *self.pyramid.stages)
+        instances = () if self.instances is None else self.instances.stages
+        return (predict, *instances, *self.pyramid.stages)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Planned:
-    """A plan with what it was made from and what it will cost. `record`: that of the run it goes on with."""
+    """A plan with what it was made from and what it will cost. `record`: that of the run it goes on with.
+
+    `instance_memory`: bytes of a worker in the stages after the network; 0 without them.
+    """
 
     request: SegmentRequest
     plan: SegmentPlan
@@ -118,6 +142,7 @@ class Planned:
     memory: budget.WorkerMemory
     disk: int
     macs: int
+    instance_memory: int = 0
     record: RunRecord | None
 
     @property
@@ -172,20 +197,21 @@ def plan_segmentation(
     _check_fit(model, volume)
     output = Store(request.to)
     require_apart(output, (source, Store(request.model)))
-    roi = request.roi or volume.box
-    if len(roi.lower) == 2 and volume.shape[0] == 1:  # y, x of a plane
-        roi = Box((0, *roi.lower), (1, *roi.upper))
+    roi = (request.roi or volume.box).in_volume(volume.shape)
     if len(roi.lower) != len(volume.shape):
         raise InputError(
             "the ROI has the wrong number of axes",
             expected=f"z0:z1,y0:y1,x0:x1 within {volume.box}",
             found=roi,
         )
+    if request.instances is not None and request.instances.threshold is not None:
+        request = replace(request, probabilities=True)
     if request.restart:
         require_replaceable(output, KIND)
         record = None
     else:
         record = begun(output, KIND, identity_of(request, volume, model, roi))
+        _require_same_kind(request, record, output)
     if record is None:
         plan = _new_plan(request, volume, model, roi, device or inference.device_kind())
     else:
@@ -209,12 +235,16 @@ def plan_segmentation(
             input_item=volume.dtype.itemsize,
             probabilities=plan.probabilities,
         ),
-        disk=budget.disk_bytes(plan.tiling, classes=spec.classes, probabilities=plan.probabilities),
+        disk=budget.disk_bytes(plan.tiling, classes=spec.classes, probabilities=plan.probabilities)
+        + (0 if plan.instances is None else instance_disk(plan.instances)),
         macs=plan.tiling.tile_count * spec.padded().macs(plan.tiling.read_shape[3 - spec.ndim :]),
         record=record,
+        instance_memory=0 if plan.instances is None else worker_bytes(plan.instances),
     )
     if workers is not None:
         budget.require_memory(planned.memory, plan.device, workers=workers, available=memory)
+        if plan.instances is not None:
+            require_instance_memory(plan.instances, workers=workers, available=memory)
     if not planned.resumed:
         output.check_writable(planned.disk)
         _probe_finite(volume, roi)
@@ -233,6 +263,15 @@ def _new_plan(
         spec, volume.shape, roi, dtype=dtype, memory=budget.tile_memory(device)
     )
     chunk, shard = chunk_and_shard(tile, volume.shape)
+    tiling = Tiling(
+        volume=volume.shape,
+        roi=roi,
+        footprint=Footprint.of(spec),
+        tile=tile,
+        chunk=chunk,
+        shard=shard,
+        block=request.block or shard,
+    )
     return SegmentPlan(
         volume=volume.url,
         level=request.level,
@@ -244,21 +283,30 @@ def _new_plan(
         probabilities=request.probabilities,
         dtype=dtype,
         device=device,
-        tiling=Tiling(
-            volume=volume.shape,
-            roi=roi,
-            footprint=Footprint.of(spec),
-            tile=tile,
-            chunk=chunk,
-            shard=shard,
-            block=request.block or shard,
-        ),
+        tiling=tiling,
         pyramid=PyramidPlan(
             levels=tuple(pyramid_levels(volume.shape, volume.voxel_size)),
             shard=shard,
             method="mode",
             extent=roi,
         ),
+        instances=_instances_of(request, model, roi, volume.shape, shard),
+    )
+
+
+def _instances_of(
+    request: SegmentRequest, model: StoredModel, roi: Box, volume: Shape, shard: Shape
+) -> InstancePlan | None:
+    if request.instances is None:
+        return None
+    return plan_instances(
+        request.instances,
+        classes=model.card.class_names,
+        target=model.card.target,
+        volume=volume,
+        roi=roi,
+        shard=shard,
+        block=request.block,
     )
 
 
@@ -267,6 +315,7 @@ def identity_of(
 ) -> dict[str, Any]:
     """What decides the results. With a plan, its choices stand in for what the request left open."""
     tile = plan.tiling.tile if plan else request.tile
+    instances = plan.instances if plan else _instances_of(request, model, roi, volume.shape, (1, 1, 1))
     return {
         "volume": volume.identity(),
         "level": request.level,
@@ -278,7 +327,23 @@ def identity_of(
         "dtype": plan.dtype if plan else request.dtype,
         "device": plan.device if plan else None,
         "batch": 1,
+        **({} if instances is None else {"instances": instances.identity}),
     }
+
+
+def _require_same_kind(request: SegmentRequest, record: RunRecord | None, output: Store) -> None:
+    """Refuse to go on with a run that makes instances where classes are asked for.
+
+    The other way round, and other instances, differ in the identity.
+    """
+    if record is not None and request.instances is None and "instances" in record.plan:
+        raise InputError(
+            "this output was begun with instances",
+            where=output.url,
+            expected=f"--instances {record.plan['instances']['method']}",
+            found="none",
+            fix="give the same parameters to go on with it, choose another --to, or --restart",
+        )
 
 
 def _check_fit(model: StoredModel, volume: Volume) -> None:

@@ -8,17 +8,30 @@
 
 from unet_core.table.plan import TablePlan, quanta_of, quantum_of
 from unet_core.table.sums import Sums
-from unet_core.table.writing import FOLDER, FORMAT, METADATA, SUMMARY, write_sums, write_tables
+from unet_core.table.writing import (
+    FILES,
+    FOLDER,
+    FORMAT,
+    MERGE_MEMORY,
+    METADATA,
+    SUMMARY,
+    sums_key,
+    write_sums,
+    write_tables,
+)
 
 __all__ = [
+    "FILES",
     "FOLDER",
     "FORMAT",
+    "MERGE_MEMORY",
     "METADATA",
     "SUMMARY",
     "Sums",
     "TablePlan",
     "quanta_of",
     "quantum_of",
+    "sums_key",
     "write_sums",
     "write_tables",
 ]

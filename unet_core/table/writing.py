@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from unet_core.errors import DataError
 from unet_core.geometry import Box, Grid
-from unet_core.ledger import digest_of_objects
+from unet_core.ledger import object_digest
 from unet_core.table.columns import finished
 from unet_core.table.layout import FRAGMENT
 from unet_core.table.merging import Rows, Runs, together
@@ -44,9 +44,11 @@ METADATA = "unet-flows"
 # Rows per row group: what one object costs to read, against how often a column is begun anew.
 OBJECT_GROUP, LOOKUP_GROUP, FRAGMENT_GROUP = 2**14, 2**16, 2**15
 _OBJECT_FILE, _OTHER_FILE = 2**18, 2**22
+MERGE_MEMORY = 2**29  # bytes
 _KEPT_TOGETHER = 4096  # sums in one folder: parallel file systems dislike large ones
 _READERS = 8
 _NAMES = ("objects", "lookup", "fragments")
+FILES = (*(f"{FOLDER}/{name}/" for name in _NAMES), SUMMARY)
 _BITS = 21  # of each coordinate in a Morton key
 
 
@@ -55,13 +57,17 @@ def sums_key(index: int) -> str:
     return f"{FOLDER}/sums/{index // _KEPT_TOGETHER:06d}/{index:08d}"
 
 
-def write_sums(store: Store, index: int, sums: Sums) -> None:
-    """Keep the partial sums of one block. Doing it twice is harmless."""
-    store.write(sums_key(index), sums.to_bytes())
+def write_sums(store: Store, index: int, sums: Sums) -> dict[str, bytes]:
+    """Keep the partial sums of one block; returns the digest of the object. Doing it twice is harmless."""
+    key, data = sums_key(index), sums.to_bytes()
+    store.write(key, data)
+    return {key: object_digest(data)}
 
 
-def write_tables(store: Store, plan: TablePlan, *, blocks: int, fingerprint: str, memory: int = 2**29) -> str:
-    """Merge the partial sums of blocks 0 to `blocks` - 1 and write the tables; returns their digest.
+def write_tables(
+    store: Store, plan: TablePlan, *, blocks: int, fingerprint: str, memory: int = MERGE_MEMORY
+) -> dict[str, bytes]:
+    """Merge the partial sums of blocks 0 to `blocks` - 1 and write the tables; returns the files' digests.
 
     Parameters
     ----------
@@ -77,9 +83,7 @@ def write_tables(store: Store, plan: TablePlan, *, blocks: int, fingerprint: str
         The sums of a block are missing or damaged, or ids are not 1 to N.
     """
     store.delete([SUMMARY])
-    store.delete(
-        key for folder in ("objects", "lookup", "fragments") for key in store.keys(f"{FOLDER}/{folder}")
-    )
+    store.delete(key for name in _NAMES for key in store.keys(f"{FOLDER}/{name}"))
     create_records_node(store, FOLDER, holds="tables of objects; no image data")
     metadata = {METADATA: json.dumps({"format": FORMAT, "run": fingerprint})}
 
@@ -133,7 +137,7 @@ def write_tables(store: Store, plan: TablePlan, *, blocks: int, fingerprint: str
     }
     data = json.dumps(summary, indent=1).encode()
     store.write(SUMMARY, data)
-    return digest_of_objects({key: digest for one in written for key, digest in one.digests.items()})
+    return {SUMMARY: object_digest(data)} | {k: d for one in written for k, d in one.digests.items()}
 
 
 def _all_sums(store: Store, blocks: int) -> Iterator[Sums]:

@@ -5,6 +5,7 @@ from unet_core.volumes.stores import Store
 from unet_core.volumes.volume import Volume
 from unet_core.volumes.writing import (
     axis_names,
+    create_group,
     create_multiscale,
     create_records_node,
     group_metadata,
@@ -20,6 +21,7 @@ __all__ = [
     "Volume",
     "axis_names",
     "before_work",
+    "create_group",
     "create_multiscale",
     "create_records_node",
     "group_metadata",

@@ -84,6 +84,13 @@ def create_multiscale(
         )
 
 
+def create_group(store: Store) -> None:
+    """A Zarr group without metadata of its own, where there is none yet: arrays and groups come into it."""
+    if group_metadata(store) is None:  # a crash may have left half of one
+        store.delete(["zarr.json"])
+    zarr.open_group(store.zarr(read_only=False), mode="a", zarr_format=3, use_consolidated=False)
+
+
 def open_for_writing(store: Store, path: str) -> zarr.Array[Any]:
     """An array of a multiscale made by `create_multiscale`.
 

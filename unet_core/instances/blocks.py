@@ -1,0 +1,160 @@
+"""Doing what an instance plan says, on stores: one function per stage, each block committed last."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import Any
+
+import zarr
+from numpy.typing import NDArray
+
+from unet_core.errors import InputError
+from unet_core.geometry import Box
+from unet_core.instances import holes, kinds, merging, plan
+from unet_core.instances.blocking import complement
+from unet_core.instances.components import describe, label, renumber
+from unet_core.instances.evidence import InStore
+from unet_core.instances.faces import Faces, all_contacts, faces_of
+from unet_core.instances.foreground import by_class, by_threshold
+from unet_core.instances.plan import InstancePlan
+from unet_core.ledger import Done, Ledger, digest_of, digest_of_objects, require_epoch
+from unet_core.table import TablePlan, write_sums, write_tables
+from unet_core.volumes import Store, Volume, open_for_reading, open_for_writing, read_box, write_box
+
+
+class InstanceWorker:
+    """What a worker keeps between blocks of the instance stages: the plan and the open arrays.
+
+    `image`: what was segmented, for the objects' intensities. `fingerprint`: of the run, for its tables.
+    """
+
+    def __init__(self, url: str, plan: InstancePlan, *, image: Volume, fingerprint: str, epoch: int) -> None:
+        self._store = Store(url)
+        self._source = self._store if plan.source is None else Store(plan.source)
+        self._plan, self._epoch = plan, epoch
+        self._image, self._fingerprint = image, fingerprint
+        self._blocking = plan.blocking
+        self._counts = {stage.name: stage.count for stage in plan.stages}
+
+    def do(self, stage: str, index: int) -> Done:
+        """One block of a stage, committed. Doing it twice is harmless."""
+        require_epoch(self._store, self._epoch)
+        evidence = InStore(self._store, self._source, _SOURCED)
+        written = _FUNCTIONS[stage](self, index, evidence)
+        digests = dict(evidence.digests)
+        if written is not None:
+            digests[""] = bytes.fromhex(digest_of(written))
+        digest = digest_of_objects(digests) if evidence.digests or written is None else digests[""].hex()
+        Ledger(self._store, stage, self._counts[stage], self._epoch).commit(index, digest)
+        whole = self._counts[stage] == 1
+        return Done(self._plan.roi.size if whole else self._blocking.box(index).size)
+
+    def _enclose(self, index: int, evidence: InStore) -> None:
+        box, values = self._blocking.box(index), self._unfilled(index)
+        labels, count = holes.background(values, self._around, planar=self._plan.planar)
+        found = holes.enclosures(labels, values, count, box=box, blocking=self._blocking)
+        evidence.write(kinds.HOLE_ENCLOSURES, index, found)
+        evidence.write(kinds.HOLE_FACES, index, self._faces(index, labels, values))
+
+    def _hole_seams(self, index: int, evidence: InStore) -> None:
+        here, there = self._both_sides(index, evidence, kinds.HOLE_FACES)
+        found = holes.hole_contacts(here, there, self._around, planar=self._plan.planar)
+        evidence.write(kinds.HOLE_SEAMS, index, found)
+
+    def _fill(self, index: int, evidence: InStore) -> None:
+        holes.decide(self._blocking, evidence)
+
+    def _label(self, index: int, evidence: InStore) -> NDArray[Any]:
+        box, values = self._blocking.box(index), self._values(index, evidence)
+        labels, count = label(values, self._plan.connectivity, planar=self._plan.planar)
+        found = describe(labels, values, count, box=box, volume=self._plan.volume)
+        evidence.write(kinds.OBJECTS, index, found)
+        evidence.write(kinds.FACES, index, self._faces(index, labels, values))
+        write_box(self._array(plan.LOCAL), box, labels)
+        return labels
+
+    def _seams(self, index: int, evidence: InStore) -> None:
+        here, there = self._both_sides(index, evidence, kinds.FACES)
+        found = all_contacts(here, there, self._plan.connectivity, planar=self._plan.planar)
+        evidence.write(kinds.SEAMS, index, found)
+
+    def _merge(self, index: int, evidence: InStore) -> None:
+        merging.merge(self._blocking, evidence, min_size=self._plan.min_size)
+
+    def _relabel(self, index: int, evidence: InStore) -> NDArray[Any]:
+        box = self._blocking.box(index)
+        local = read_box(self._local, box)[0]
+        target = self._array(plan.FINAL)
+        final = renumber(local, kinds.table_of(evidence, index).astype(target.dtype))
+        write_box(target, box, final)
+        # While they are at hand: a pass of its own would read all labels once more.
+        sums = self._table.measure(
+            final, box, image=self._image.read(box), classes=self._read(plan.CLASSES, box)[0]
+        )
+        evidence.digests.update(write_sums(self._store, index, sums))
+        return final
+
+    def _write_table(self, index: int, evidence: InStore) -> None:
+        digests = write_tables(
+            self._store, self._table, blocks=len(self._blocking), fingerprint=self._fingerprint
+        )
+        evidence.digests.update(digests)
+
+    @property
+    def _table(self) -> TablePlan:
+        if self._plan.table is None:
+            raise InputError("this plan was never started", where=self._store.url)
+        return self._plan.table
+
+    @property
+    def _around(self) -> Any:
+        return complement(self._plan.connectivity)
+
+    def _values(self, index: int, evidence: InStore) -> NDArray[Any]:
+        values = self._unfilled(index)
+        if not self._plan.fill_holes:
+            return values
+        return holes.fill(values, evidence, index, self._around, planar=self._plan.planar)
+
+    def _unfilled(self, index: int) -> NDArray[Any]:
+        """1 + class of the foreground, 0 elsewhere, before holes are filled."""
+        box, own = self._blocking.box(index), self._plan
+        if own.threshold is None:
+            return by_class(self._read(plan.CLASSES, box)[0], own.foreground)
+        return by_threshold(self._read(plan.PROBABILITIES, box), own.foreground, own.threshold)
+
+    def _faces(self, index: int, labels: NDArray[Any], values: NDArray[Any]) -> Faces:
+        return faces_of({"labels": labels, "values": values}, self._blocking.inner_sides(index))
+
+    def _both_sides(self, index: int, evidence: InStore, kind: str) -> tuple[Faces, Mapping[int, Faces]]:
+        """The faces of a block, and those of its lower neighbours, by offset."""
+        around = self._around if kind == kinds.HOLE_FACES else self._plan.connectivity
+        there = {
+            number: evidence.read(kind, block)
+            for number, block in self._blocking.lower_neighbours(index, around)
+        }
+        return evidence.read(kind, index), there
+
+    def _read(self, path: str, box: Box) -> NDArray[Any]:
+        return read_box(open_for_reading(self._source, path), box)
+
+    @cached_property
+    def _local(self) -> zarr.Array[Any]:
+        return open_for_reading(self._source, plan.LOCAL)
+
+    def _array(self, path: str) -> zarr.Array[Any]:
+        return open_for_writing(self._store, path)
+
+
+_SOURCED = frozenset((kinds.OBJECTS, kinds.SEAMS))
+_FUNCTIONS: dict[str, Callable[[InstanceWorker, int, InStore], NDArray[Any] | None]] = {
+    plan.ENCLOSE: InstanceWorker._enclose,
+    plan.HOLE_SEAMS: InstanceWorker._hole_seams,
+    plan.FILL: InstanceWorker._fill,
+    plan.LABEL: InstanceWorker._label,
+    plan.SEAMS: InstanceWorker._seams,
+    plan.MERGE: InstanceWorker._merge,
+    plan.RELABEL: InstanceWorker._relabel,
+    plan.TABLE: InstanceWorker._write_table,
+}

@@ -1,0 +1,37 @@
+"""Which voxels belong to objects: chosen classes, by the most likely class or by a threshold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import ceil
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def by_class(classes: NDArray[np.uint8], foreground: Sequence[int]) -> NDArray[np.uint8]:
+    """1 + the class where it is one of `foreground`, 0 elsewhere; any shape.
+
+    One more than the class, so that class 0 can be an object: the inside of cells between membranes.
+    """
+    table = np.zeros(256, np.uint8)
+    table[list(foreground)] = np.asarray(foreground, np.uint8) + np.uint8(1)
+    return table[classes]
+
+
+def by_threshold(
+    probabilities: NDArray[np.uint8], foreground: Sequence[int], threshold: float
+) -> NDArray[np.uint8]:
+    """1 + the most likely class among `foreground` where its probability reaches the threshold, else 0.
+
+    `probabilities` (class, z, y, x) hold p = v / 255; on a tie the class named first wins.
+    """
+    chosen = probabilities[list(foreground)]
+    least = ceil(threshold * 255)
+    codes = np.asarray(foreground, np.uint8) + np.uint8(1)
+    if len(foreground) == 1:
+        return np.where(chosen[0] >= least, codes[0], np.uint8(0))
+    best: NDArray[Any] = chosen.argmax(axis=0)
+    result: NDArray[np.uint8] = np.where(chosen.max(axis=0) >= least, codes[best], np.uint8(0))
+    return result
