@@ -25,6 +25,7 @@ _FORM = ds.ParquetFileFormat(
         page_checksum_verification=True, pre_buffer=True
     )
 )
+_REPAIR = "unet-flows verify OUTPUT --repair, then the command that made it"
 # Rows that are fetched one by one; more than this, and reading all columns of all that match is faster.
 _FETCHED = 32
 
@@ -69,7 +70,7 @@ class ObjectTable:
             summary = json.loads(data)
             table = cls(store, summary)
         except (ValueError, KeyError, TypeError):
-            raise InputError("this object table cannot be read", where=where) from None
+            raise InputError("this object table cannot be read", where=where, fix=_REPAIR) from None
         if summary["format"] != FORMAT:
             raise InputError(
                 "this object table was made by another version of unet-flows",
@@ -229,7 +230,7 @@ class ObjectTable:
                 "a file of the object table is damaged or gone",
                 where=f"{self._store.url}/{key}",
                 found=str(error).splitlines()[0],
-                fix="unet-flows verify OUTPUT --repair, then the command that made it",
+                fix=_REPAIR,
             ) from None
 
 
@@ -240,7 +241,7 @@ def _require_run(found: object, expected: str, where: str) -> None:
             where=where,
             expected=f"run {expected}",
             found=f"run {found}",
-            fix="unet-flows verify OUTPUT --repair, then the command that made it",
+            fix=_REPAIR,
         )
 
 

@@ -48,7 +48,7 @@ MERGE_MEMORY = 2**29  # bytes
 _KEPT_TOGETHER = 4096  # sums in one folder: parallel file systems dislike large ones
 _READERS = 8
 _NAMES = ("objects", "lookup", "fragments")
-FILES = tuple(f"{FOLDER}/{name}/" for name in _NAMES)
+FILES = (*(f"{FOLDER}/{name}/" for name in _NAMES), SUMMARY)
 _BITS = 21  # of each coordinate in a Morton key
 
 
@@ -83,7 +83,7 @@ def write_tables(
         The sums of a block are missing or damaged, or ids are not 1 to N.
     """
     store.delete([SUMMARY])
-    store.delete(key for folder in FILES for key in store.keys(folder.rstrip("/")))
+    store.delete(key for name in _NAMES for key in store.keys(f"{FOLDER}/{name}"))
     create_records_node(store, FOLDER, holds="tables of objects; no image data")
     metadata = {METADATA: json.dumps({"format": FORMAT, "run": fingerprint})}
 
@@ -137,7 +137,7 @@ def write_tables(
     }
     data = json.dumps(summary, indent=1).encode()
     store.write(SUMMARY, data)
-    return {key: digest for one in written for key, digest in one.digests.items()}
+    return {SUMMARY: object_digest(data)} | {k: d for one in written for k, d in one.digests.items()}
 
 
 def _all_sums(store: Store, blocks: int) -> Iterator[Sums]:
