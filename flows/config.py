@@ -141,7 +141,10 @@ class IngestConfig(Config):
     """Parameters of `ingest`."""
 
     sources: list[str] = argument("TIFF, HDF5, NPZ or PNG files; several files are planes of one stack")
-    to: str = Field(description="OME-Zarr volume to write, such as volume.zarr")
+    to: str = Field(description="OME-Zarr volume to write, such as volume.zarr; with --each a folder of such")
+    each: bool = Field(
+        False, description="Every file is a volume of its own, named after it, such as the 2D images of a set"
+    )
     dataset: str | None = Field(None, description="Name of the dataset inside an HDF5 or NPZ file")
     axes: str | None = Field(
         None, description="Axes of the source, such as zyx or zcyx, where it does not say"
@@ -160,7 +163,10 @@ class IngestConfig(Config):
 
 
 class Pair(Config):
-    """An image with labels, and the box of it that counts. `*` in both paths stands for a set of volumes."""
+    """An image with labels, and the box of it that counts; or a set of them, paired by name.
+
+    A set: `*` in both paths, or two folders of volumes.
+    """
 
     image: str
     labels: str
@@ -198,7 +204,9 @@ class TrainConfig(Config):
     """
 
     to: str = Field(description="Model folder to write")
-    image: str | None = Field(None, description="OME-Zarr image to train on")
+    image: str | None = Field(
+        None, description="OME-Zarr image to train on; a set of them with * or as a folder"
+    )
     labels: str | None = Field(None, description="Its labels: classes or instance ids")
     region: str | None = Field(None, description="Box of the image to train on, z0:z1,y0:y1,x0:x1")
     validation_region: str | None = Field(None, description="Box of the image held out to validate on")
