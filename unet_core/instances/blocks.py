@@ -17,7 +17,8 @@ from unet_core.instances.evidence import InStore
 from unet_core.instances.faces import Faces, all_contacts, faces_of
 from unet_core.instances.foreground import by_class, by_threshold
 from unet_core.instances.plan import InstancePlan
-from unet_core.ledger import Done, Ledger, digest_of, digest_of_objects, require_epoch
+from unet_core.ledger import Done, Ledger, digest_of_objects, require_epoch
+from unet_core.ledger.quick import quick_digest
 from unet_core.volumes import Store, open_for_reading, open_for_writing, read_box, write_box
 
 
@@ -38,7 +39,7 @@ class InstanceWorker:
         written = _FUNCTIONS[stage](self, index, evidence)
         digests = dict(evidence.digests)
         if written is not None:
-            digests[""] = bytes.fromhex(digest_of(written))
+            digests[""] = bytes.fromhex(quick_digest(written))
         digest = digest_of_objects(digests) if evidence.digests or written is None else digests[""].hex()
         Ledger(self._store, stage, self._counts[stage], self._epoch).commit(index, digest)
         whole = self._counts[stage] == 1
