@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from flows.suggestions import did_you_mean, refusal
 from unet_core.errors import InputError
 from unet_core.geometry import Box, Shape
 
@@ -299,21 +300,7 @@ def validate(model: type[C], values: dict[str, Any], *, where: str | None = None
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        problems = [
-            (".".join(map(str, e["loc"])) or "the whole", e["msg"].removeprefix("Value error, "))
-            for e in error.errors()
-        ]
-        raise InputError(
-            "these parameters are not valid" if len(problems) > 1 else "this parameter is not valid",
-            where=where,
-            expected=f"fields of {model.__name__}: {', '.join(model.model_fields)}"
-            if any("Extra inputs" in message for _, message in problems)
-            else None,
-            found="; ".join(
-                f"{place}: {'unknown key' if message.startswith('Extra inputs') else message}"
-                for place, message in problems
-            ),
-        ) from None
+        raise refusal(error, model, where=where) from None
 
 
 def read_toml(path: str) -> dict[str, Any]:
@@ -324,6 +311,11 @@ def read_toml(path: str) -> dict[str, Any]:
         raise InputError("this file cannot be read", where=path, found=error.strerror) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError("this is not TOML", where=path, found=error) from None
+
+
+def read_training(path: str | None, flags: dict[str, Any]) -> TrainConfig:
+    """The TOML file's parameters with the flags' over them; InputError names unknown or missing ones."""
+    return validate(TrainConfig, {**(read_toml(path) if path else {}), **flags}, where=path)
 
 
 def read_cluster(path: str | None, *, workers: int | None) -> ClusterConfig:
@@ -338,13 +330,17 @@ def read_cluster(path: str | None, *, workers: int | None) -> ClusterConfig:
 
 def choice(name: str, value: str | None, choices: Any) -> Any:
     """A value that must be one of a Literal's; InputError lists them."""
-    if value is not None and value not in get_args(choices):
-        raise InputError(f"{name} is not known", expected=" or ".join(get_args(choices)), found=value)
+    known = get_args(choices)
+    if value is not None and value not in known:
+        found = f"{value}{did_you_mean(value, known)}"
+        raise InputError(f"{name} is not known", expected=" or ".join(known), found=found)
     return value
 
 
-def parse_box(text: str | None) -> Box | None:
-    return None if text is None else Box.parse(text)
+def parse_box(text: str | None, volume: Shape | None = None) -> Box | None:
+    """`z0:z1,y0:y1,x0:x1` as a box; of a `volume` that is a single plane `y0:y1,x0:x1` will do."""
+    box = None if text is None else Box.parse(text)
+    return box if box is None or volume is None else box.in_volume(volume)
 
 
 def parse_shape(name: str, text: str | None, *, ndim: int = 3) -> Shape | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.config import parse_box
-from flows.report import write_picture
+from flows.report import write_object_picture, write_picture
 from unet_core.errors import InputError
 from unet_core.evaluation import (
     InstanceScores,
@@ -79,14 +79,7 @@ def evaluate(
     InputError
         Volumes that are missing, incomplete (unless `partial`), of another shape or not labels; a bad ROI.
     """
-    if (image is None) != (trivial_from is None and picture is None):
-        raise InputError(
-            "the image is needed for this" if image is None else "the image is not needed for this",
-            expected="--image VOLUME beside --trivial or --picture",
-            found="one without the other",
-        )
-    if picture is not None and not Path(picture).absolute().parent.is_dir():
-        raise InputError("the picture cannot be written", where=picture, found="no such folder")
+    _require_picture(image, picture, trivial_from)
     if not partial:
         _require_complete(labels, truth, *([image] if image else []))
     record = _segmentation(labels)
@@ -98,7 +91,8 @@ def evaluate(
             fix=f"--instances compares them; the classes are {Store(labels).url}/classes",
         )
     plan: dict[str, Any] = {} if record is None else dict(record.plan)
-    region = parse_box(roi) or (Box.parse(plan["tiling"]["roi"]) if plan else None)
+    predicted, true = Volume.open(labels), Volume.open(truth)
+    region = parse_box(roi, true.shape) or (Box.parse(plan["tiling"]["roi"]) if plan else None)
     common: dict[str, Any] = {
         "target": target,
         "roi": region,
@@ -106,18 +100,12 @@ def evaluate(
         "planar": planar or (bool(plan) and plan["tiling"]["tile"][0] == 1),
         "ignore": ignore,
     }
-    predicted, true = Volume.open(labels), Volume.open(truth)
     # Looked at before the scores, which take long: what cannot be used is said at once.
-    box = parse_box(trivial_from)
+    box = parse_box(trivial_from, true.shape)
     require_inside(box, true, what="the training region")
     intensities = None
     if image is not None:
-        intensities = Volume.open(
-            image,
-            level=plan.get("level", 0),
-            channels=plan.get("channels"),
-            timepoint=plan.get("timepoint", 0),
-        )
+        intensities = _image_of(record, image)
         require_same_shape(predicted, intensities)
     thresholds = None
     if probabilities:
@@ -145,9 +133,7 @@ def evaluate(
         if box is not None:
             trivial = trivial_scores(intensities, true, train=box, **common)
         if picture is not None:
-            shown = region or true.box
-            low, high = shown.lower[0], shown.upper[0]
-            planes = sorted({low + (high - low) * k // 6 for k in (1, 3, 5)})
+            planes = _shown(region or true.box)
             written = write_picture(
                 picture, image=intensities, labels=predicted, truth=true, planes=planes, **common
             )
@@ -162,6 +148,8 @@ def evaluate_instances(
     planar: bool = False,
     ignore: int | None = None,
     partial: bool = False,
+    image: str | None = None,
+    picture: str | None = None,
 ) -> InstanceScores:
     """Scores of the instances at `labels` against those at `truth`: 0 is background, other ids are objects.
 
@@ -169,6 +157,8 @@ def evaluate_instances(
     ----------
     roi, planar, ignore
         See `unet_core.evaluation.InstanceComparison`.
+    picture
+        PNG to write: `image`, truth and objects in three planes.
 
     Raises
     ------
@@ -176,6 +166,7 @@ def evaluate_instances(
         Volumes that are missing, incomplete (unless `partial`), of another shape or not labels, classes
         in place of instances, a bad ROI, or not one labelled voxel.
     """
+    _require_picture(image, picture)
     if not partial:
         _require_complete(labels, truth)
     for what, url in (("the prediction", labels), ("the truth", truth)):
@@ -187,9 +178,44 @@ def evaluate_instances(
                 found=", ".join(record.plan["classes"]),
                 fix="leave --instances out to compare classes; the order is LABELS TRUTH",
             )
-    return compare_instances(
-        Volume.open(labels), Volume.open(truth), roi=parse_box(roi), planar=planar, ignore=ignore
+    predicted, true = Volume.open(labels), Volume.open(truth)
+    region = parse_box(roi, true.shape)
+    intensities = _image_of(_segmentation(labels), image) if image is not None else None
+    if intensities is not None:
+        require_same_shape(predicted, intensities)
+    scores = compare_instances(predicted, true, roi=region, planar=planar, ignore=ignore)
+    if intensities is not None and picture is not None:
+        planes = _shown(region or true.box)
+        write_object_picture(
+            picture, image=intensities, labels=predicted, truth=true, planes=planes, roi=region
+        )
+    return scores
+
+
+def _require_picture(image: str | None, picture: str | None, *others: str | None) -> None:
+    """The image is there for what needs it, and the picture has a folder to go to."""
+    if (image is None) != all(other is None for other in (picture, *others)):
+        raise InputError(
+            "the image is needed for this" if image is None else "the image is not needed for this",
+            expected="--image VOLUME beside --trivial or --picture",
+            found="one without the other",
+        )
+    if picture is not None and not Path(picture).absolute().parent.is_dir():
+        raise InputError("the picture cannot be written", where=picture, found="no such folder")
+
+
+def _image_of(record: RunRecord | None, image: str) -> Volume:
+    """The intensities, of the level, channels and time point that were segmented."""
+    plan: dict[str, Any] = {} if record is None else dict(record.plan)
+    return Volume.open(
+        image, level=plan.get("level", 0), channels=plan.get("channels"), timepoint=plan.get("timepoint", 0)
     )
+
+
+def _shown(region: Box) -> list[int]:
+    """Three planes of a region, evenly spread."""
+    low, high = region.lower[0], region.upper[0]
+    return sorted({low + (high - low) * k // 6 for k in (1, 3, 5)})
 
 
 def _require_complete(*urls: str) -> None:
@@ -198,6 +224,6 @@ def _require_complete(*urls: str) -> None:
 
 
 def _segmentation(url: str) -> RunRecord | None:
-    """The record of the run of `segment` that made this volume, if one did."""
+    """The record of the run of `segment` or `stitch` that made this volume, if one did."""
     record = read_record(Store(url))
-    return record if record is not None and record.kind == "segment" else None
+    return record if record is not None and record.kind in ("segment", "stitch") else None

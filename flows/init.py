@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
 import psutil
 
-from flows.config import AugmentConfig, Config, TrainConfig, validate
-from flows.training_data import labelled_regions
-from unet_core import proposal
+from flows.config import AugmentConfig, Config, TargetName, TrainConfig, validate
+from flows.report.words import duration
+from flows.training_data import labelled_regions, settings_of, spec_of
+from unet_core import proposal, training
 from unet_core.errors import InputError
+from unet_core.inference import fast_dtype
 from unet_core.labelling import LabelledRegion
 from unet_core.proposal import Choice, ImageFacts, Machine
 
@@ -24,6 +27,14 @@ _NOT_IN_FILES = ("restart",)  # would begin anew whenever the file is used
 _HELD_OUT_VOLUMES = 5  # of so many volumes one is held out
 
 
+@dataclass(frozen=True)
+class Proposal:
+    """TOML text, and about how many seconds its training would take here; None where nobody measured."""
+
+    text: str
+    seconds: float | None
+
+
 def propose(
     image: str,
     labels: str,
@@ -32,11 +43,13 @@ def propose(
     region: str | None = None,
     channels: str | None = None,
     device: str = "auto",
-) -> str:
-    """The text of a configuration that trains on these volumes, each value with its reason.
+    target: TargetName | None = None,
+    timed: bool = False,
+) -> Proposal:
+    """A configuration that trains on these volumes, each value with its reason.
 
     `*` in both paths stands for a set of volumes, such as 2D images of different sizes. Reads headers and
-    some boxes of the labels.
+    some boxes of the labels; `timed` also does two steps on nothing, to say how long all will take.
 
     Raises
     ------
@@ -46,18 +59,45 @@ def propose(
     given = {"image": image, "labels": labels, "region": region, "channels": channels}
     config = validate(TrainConfig, {"to": to, **{k: v for k, v in given.items() if v is not None}})
     sources, _, _ = labelled_regions(config)
-    facts = ImageFacts.of(sources[0].image)
     alone = len(sources) == 1
+    facts = ImageFacts.of_several([source.image for source in sources])
+    here = machine(device)
     choices = proposal.propose(
         facts,
         proposal.measure_labels([(source.labels, source.region) for source in sources]),
-        machine(device),
-        region=sources[0].region,
+        here,
+        region=sources[0].region if alone else None,
         divided=alone,
+        target=target,
     )
     files: dict[str, Any] = {"to": to, **({"image": image, "labels": labels} if alone else {})}
     files |= {"channels": channels} if channels else {}
-    return "\n".join(_lines(files, choices, sources, facts)) + "\n"
+    seconds = None
+    if timed:
+        flat = {choice.key: choice.value for choice in choices if not choice.key.startswith(_TABLE)}
+        proposed = validate(TrainConfig, {**files, "image": image, "labels": labels, **flat})
+        seconds = _seconds(proposed, sources, here)
+        choices = tuple(_with_time(choice, seconds) for choice in choices)
+    return Proposal("\n".join(_lines(files, choices, sources, facts)) + "\n", seconds)
+
+
+def _seconds(config: TrainConfig, sources: list[LabelledRegion], here: Machine) -> float:
+    """What all steps take, but for reading, augmenting and validating."""
+    spec = spec_of(config, sources)
+    patch = settings_of(config, spec).patch[3 - spec.ndim :]
+    dtype = fast_dtype(here.device) or "float32"
+    step = training.seconds_per_step(spec, patch, config.batch, device=here.device, dtype=dtype)
+    return step * config.steps
+
+
+def _with_time(choice: Choice, seconds: float) -> Choice:
+    if choice.key != "steps":
+        return choice
+    why = (
+        f"{choice.why}. These take roughly {duration(seconds)} on this machine: one step was measured;"
+        " reading, augmenting and validating come on top, and other programs slow it down"
+    )
+    return replace(choice, why=why)
 
 
 def write(path: str, *, config: str | None, given: dict[str, Any]) -> dict[str, Any]:
@@ -68,7 +108,7 @@ def write(path: str, *, config: str | None, given: dict[str, Any]) -> dict[str, 
     InputError
         As `propose`; no volumes named, options that a proposal cannot take, a file that exists.
     """
-    taken = {"image", "labels", "to", "region", "channels", "device"}
+    taken = {"image", "labels", "to", "region", "channels", "device", "target"}
     if config is not None or not {"image", "labels"} <= given.keys() or given.keys() - taken:
         raise InputError(
             "--init takes an image and its labels",
@@ -76,10 +116,10 @@ def write(path: str, *, config: str | None, given: dict[str, Any]) -> dict[str, 
             found=", ".join(sorted(given.keys() - taken)) or config or ", ".join(given) or "neither",
             fix="edit the file that it writes",
         )
-    text = propose(**given)
+    proposed = propose(**given, timed=True)
     try:
         with Path(path).open("x", encoding="utf-8") as file:
-            file.write(text)
+            file.write(proposed.text)
     except OSError as error:
         raise InputError(
             "the configuration cannot be written",
@@ -87,7 +127,8 @@ def write(path: str, *, config: str | None, given: dict[str, Any]) -> dict[str, 
             found=error.strerror,
             fix="choose another --init",
         ) from None
-    return {"command": "train", "status": "proposed", "written": path}
+    seconds = None if proposed.seconds is None else round(proposed.seconds, 1)
+    return {"command": "train", "status": "proposed", "written": path, "seconds_predicted": seconds}
 
 
 def machine(device: str = "auto") -> Machine:
@@ -105,12 +146,8 @@ def machine(device: str = "auto") -> Machine:
 def _lines(
     files: dict[str, Any], choices: tuple[Choice, ...], sources: list[LabelledRegion], facts: ImageFacts
 ) -> Iterator[str]:
-    numbers = " × ".join(f"{n:g}" for n in facts.voxel_size or ())
-    size = f"voxels of {numbers} {facts.unit or '(no unit)'}" if numbers else "voxel size not said"
     yield from _comment(
-        f"Proposed by `unet-flows train --init` for {len(sources)} image{'s' if len(sources) > 1 else ''}:"
-        f" {' × '.join(map(str, facts.shape))} (z, y, x),"
-        f" {facts.channels} channel{'s' if facts.channels > 1 else ''} of {facts.dtype}, {size}."
+        f"Proposed by `unet-flows train --init` for {_described(facts)}."
         " Change what you know better, then: unet-flows train THIS_FILE"
     )
     yield ""
@@ -132,6 +169,20 @@ def _lines(
         yield from _pairs(sources)
 
 
+def _described(facts: ImageFacts) -> str:
+    """The images that were looked at: sizes, channels, type, voxel size."""
+    numbers = " × ".join(f"{n:g}" for n in facts.voxel_size or ())
+    voxel = f"voxels of {numbers} {facts.unit or '(no unit)'}" if numbers else "voxel size not said"
+    sizes = " to ".join(
+        " × ".join(map(str, shape))
+        for shape in dict.fromkeys((facts.smallest or facts.shape, facts.largest or facts.shape))
+    )
+    return (
+        f"{facts.count} image{'s' if facts.count > 1 else ''}: {sizes} (z, y, x),"
+        f" {facts.channels} channel{'s' if facts.channels > 1 else ''} of {facts.dtype}, {voxel}"
+    )
+
+
 def _pairs(sources: list[LabelledRegion]) -> Iterator[str]:
     """Every volume by name; every fifth is held out, spread over all."""
     yield from ("", *_comment("Whole volumes are held out: one in five, at least one."))
@@ -141,6 +192,8 @@ def _pairs(sources: list[LabelledRegion]) -> Iterator[str]:
             source = sources[number]
             yield from ("", f"[[{table}]]", _assignment("image", source.image.url))
             yield _assignment("labels", source.labels.url)
+            if source.region != source.image.box:
+                yield _assignment("region", str(source.region))
 
 
 def _rest(model: type[Config], known: Iterable[str]) -> Iterator[str]:

@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 
 from flows.blocks import StageResult
+from flows.supervise import InterruptionError
 from unet_core.errors import InputError, RunError, StoreError
 from unet_core.ledger import (
     Holder,
@@ -21,6 +22,7 @@ from unet_core.ledger import (
     Stage,
     Status,
     hold,
+    read_record,
     read_status,
     require_epoch,
     set_status,
@@ -150,10 +152,19 @@ def told(
     ------
     RunError
         The server is gone, and the run is not complete.
+    InterruptionError
+        Ctrl-C or SIGTERM; what the same command would do then.
     """
     began = time.monotonic()
     try:
         return flow(**parameters)
+    except KeyboardInterrupt:
+        begun = read_record(Store(parameters["to"])) is not None
+        raise InterruptionError(
+            "interrupted; the same command goes on where it stopped"
+            if begun
+            else "interrupted before anything was begun"
+        ) from None
     except httpx.HTTPError as error:
         # Prefect raises this in place of the flow's own result or error.
         output = Store(parameters["to"])

@@ -56,7 +56,7 @@ def train(job: dict[str, Any], tell: Callable[[dict[str, Any]], None], stopped: 
 
     def progress(now: training.Progress) -> None:
         nonlocal last
-        if now.scores is not None or now.step == now.steps or time.monotonic() - last >= _EVERY:
+        if now.looked or now.step == now.steps or time.monotonic() - last >= _EVERY:
             last = time.monotonic()
             tell({"progress": asdict(now)})
 

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from flows.evaluate import Evaluation
 from flows.report import comparison_table, instance_tables, scores_table, thresholds_table
+from flows.report.words import duration
 from unet_core.evaluation import CRITERIA, InstanceScores
 from unet_core.geometry import Box, Shape
 from unet_core.inference import device_kind, measure_speed
@@ -112,7 +113,7 @@ def print_plan(document: dict[str, Any]) -> None:
     if (instances := document["instances"]) is not None:
         rows += _instance_rows(instances)
     if (seconds := document["seconds_predicted"]) is not None:
-        rows.append(("time", f"about {_seconds(seconds)} of arithmetic on this machine's cores"))
+        rows.append(("time", f"about {duration(seconds)} of arithmetic on this machine's cores"))
     _print_rows("plan", rows)
 
 
@@ -170,7 +171,7 @@ def print_run(document: dict[str, Any]) -> None:
     if absent := sum(s["absent_chunks"] for s in document["stages"].values()):
         console.print(f"{absent:,} input chunks are absent and were read as the fill value")
     console.print(
-        f"{document['output']}  in {_seconds(document['seconds'])}", soft_wrap=True, highlight=False
+        f"{document['output']}  in {duration(document['seconds'])}", soft_wrap=True, highlight=False
     )
 
 
@@ -208,7 +209,7 @@ def print_status(document: dict[str, Any]) -> None:
 
 def _left(progress: dict[str, Any]) -> str:
     seconds = progress["seconds_left"]
-    return "" if seconds is None else f", about {_seconds(seconds)} left in this stage"
+    return "" if seconds is None else f", about {duration(seconds)} left in this stage"
 
 
 def print_verification(document: dict[str, Any]) -> None:
@@ -278,6 +279,7 @@ def print_proposal(document: dict[str, Any]) -> None:
     """Where a proposed configuration lies, and what to do with it."""
     rows = [
         ("written", document["written"]),
+        ("time", f"roughly {duration(document['seconds_predicted'])} on this machine: one step was measured"),
         ("next", f"look at it, then: unet-flows train {document['written']}"),
     ]
     _print_rows("train --init: nothing was trained", rows)
@@ -288,7 +290,7 @@ def print_training(document: dict[str, Any]) -> None:
     rows = [
         ("model", document["model"]),
         ("best step", f"{document['best_step']} of {document['steps']}, last loss {document['loss']:.4f}"),
-        ("time", _seconds(document["seconds"])),
+        ("time", duration(document["seconds"])),
     ]
     scores = document["validation"]
     if scores is None:
@@ -353,11 +355,3 @@ def _bytes(n: float) -> str:
             return f"{n:.3g} {unit}"
         n /= 1000
     return f"{n:.3g} PB"
-
-
-def _seconds(s: float) -> str:
-    if s < 120:
-        return f"{s:.0f} s"
-    if s < 2 * 3600:
-        return f"{s / 60:.0f} min"
-    return f"{s / 3600:.1f} h" if s < 72 * 3600 else f"{s / 86400:.1f} days"

@@ -9,19 +9,29 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 
+from unet_core.errors import UnetFlowsError
+
 INTERRUPTED = 130
 _SET_PARENT_DEATH_SIGNAL = 1  # prctl(2)
 _STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PATIENCE = 9  # seconds until a process that was asked to stop is ended
 
 
+class InterruptionError(UnetFlowsError):
+    """A run was asked to stop and did; the message says what became of it."""
+
+    exit_code = INTERRUPTED
+
+
 def supervised(work: Callable[[], int]) -> int:
-    """Run `work` in a child process and return its exit code.
+    """Run `work` in a child process and return its exit code; interrupted by Ctrl-C, die of it, too.
 
     A terminal sends Ctrl-C to every process in its foreground group: Dask's workers and Prefect's
     embedded server would die of it before the flow could stop cleanly and say so. So they live in another
     session, signals go to the child alone, and whatever of the session outlives the child is
-    killed. Call this before threads are started: it forks.
+    killed. A shell ends its loop where the command in it died of SIGINT, and goes on with the next round
+    where it exited with 130 (https://www.cons.org/cracauer/sigint.html): so this process dies of it in the
+    end. Call this before threads are started: it forks.
     """
     # Held back until both have their handlers: one that came between would end the parent alone.
     signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
@@ -36,13 +46,12 @@ def supervised(work: Callable[[], int]) -> int:
             signal.signal(number, _interrupt)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
         return work()
-    asked = False
+    asked: set[int] = set()
 
     def stop(number: int, _: object) -> None:
-        nonlocal asked
         if not asked:
             signal.alarm(_PATIENCE)
-        asked = True
+        asked.add(number)
         _send(child, number)
 
     for number in _STOPS:
@@ -51,14 +60,23 @@ def supervised(work: Callable[[], int]) -> int:
     signal.signal(signal.SIGALRM, lambda *_: _send(child, signal.SIGKILL))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
     _, status = os.waitpid(child, 0)
-    overdue = asked and signal.alarm(0) == 0
+    overdue = bool(asked) and signal.alarm(0) == 0
     with suppress(ProcessLookupError):
         os.killpg(child, signal.SIGKILL)
     code = os.waitstatus_to_exitcode(status)
     if overdue and code == -signal.SIGKILL:
         print("interrupted; it did not end by itself in time and was killed", file=sys.stderr)
-        return INTERRUPTED
+        code = INTERRUPTED
+    if code == INTERRUPTED and signal.SIGINT in asked:
+        _die_of(signal.SIGINT)
     return code if code >= 0 else 128 - code
+
+
+def _die_of(number: int) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
 
 
 def _interrupt(number: int, frame: object) -> None:

@@ -109,9 +109,9 @@ def train(
             run.lease.report(training_stands(now, plan.settings))
             note = f"loss {now['loss']:.4f}, {now['patches_per_second']:.2f} patches/s"
             progress.update(now["step"], note)
-            if now["scores"] is not None:
-                text = f"step {now['step']}: foreground IoU {now['scores']['foreground_iou']:.4f}"
-                logger.info("%s in validation", text)
+            if now["looked"]:
+                text = look_at_training(now)
+                logger.info(text)
                 show_training(artifacts, run.output, text)
 
         ranked = RankedTraining(
@@ -131,6 +131,13 @@ def train(
         best = trained.history.best_step
         progress.close(trained.step, f"best at step {best}" if best else "not validated yet")
     return trained
+
+
+def look_at_training(now: dict[str, Any]) -> str:
+    """What a look at the network found, in a line: its score, or its loss where nothing is held out."""
+    if now["scores"] is None:
+        return f"step {now['step']}: loss {now['loss']:.4f}; no region is held out to validate on"
+    return f"step {now['step']}: foreground IoU {now['scores']['foreground_iou']:.4f} in validation"
 
 
 def training_stands(now: dict[str, Any], settings: training.TrainSettings) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ from prefect import Flow, flow
 
 from flows import gpus, tasks
 from flows.cluster import open_client
-from flows.config import ClusterConfig, TrainConfig, read_cluster, read_toml, takes, validate
+from flows.config import ClusterConfig, TrainConfig, read_cluster, takes, validate
 from flows.outcome import IncompleteRunError, owned
 from flows.training_data import labelled_regions, settings_of, spec_of
 from unet_core import training
@@ -39,13 +40,11 @@ class PlannedTraining:
     cluster: ClusterConfig
 
 
-def read_config(path: str | None, flags: dict[str, Any]) -> TrainConfig:
-    """The TOML file's parameters with the flags' over them; InputError names unknown or missing ones."""
-    return validate(TrainConfig, {**(read_toml(path) if path else {}), **flags}, where=path)
+def prepare(config: TrainConfig, *, tell: Callable[[str], None] = lambda note: None) -> PlannedTraining:
+    """Everything checked, the data's intensity scale measured, nothing written.
 
-
-def prepare(config: TrainConfig) -> PlannedTraining:
-    """Everything checked, the data's intensity scale measured, nothing written."""
+    `tell` gets what may surprise, before memory is looked at: it may say why there is too little.
+    """
     output = Store(config.to)
     cluster = _cluster(config)
     sources, weights, held_out = labelled_regions(config)
@@ -61,15 +60,17 @@ def prepare(config: TrainConfig) -> PlannedTraining:
     plan = training.prepare(
         sources, held_out, spec, settings_of(config, spec), weights=weights, fine_tunes=config.fine_tune
     )
+    identity = training.identity(plan, device=config.device, dtype=config.dtype)
+    record = None if config.restart else begun(output, training.KIND, identity)
+    output.check_writable(64 * 2**20)
+    for note in training.notes(plan):
+        tell(note)
     ranks = min(cluster.workers, config.batch)
     if cluster.kind == "local" and config.device != "cpu" and (visible := gpus.seen()[0]):
         gpus.require(ranks, len(visible), where="this machine")
     elif cluster.kind == "local":
         dtype = "float32" if config.dtype == "auto" else config.dtype
         training.require_memory(plan, ranks, dtype=dtype, available=free_memory("cpu"))
-    identity = training.identity(plan, device=config.device, dtype=config.dtype)
-    record = None if config.restart else begun(output, training.KIND, identity)
-    output.check_writable(64 * 2**20)
     return PlannedTraining(plan=plan, identity=identity, record=record, cluster=cluster)
 
 

@@ -11,7 +11,7 @@ from unet_core import training
 from unet_core.architecture import UNetSpec
 from unet_core.augment import AugmentSettings
 from unet_core.errors import InputError
-from unet_core.geometry import Box, Shape, round_up
+from unet_core.geometry import Shape, round_up
 from unet_core.labelling import LabelledRegion
 from unet_core.ledger import require_complete
 from unet_core.loss import LossSettings
@@ -166,9 +166,7 @@ def _open(
         for url in (pair.image, pair.labels):
             require_complete(Store(url))
     image = Volume.open(pair.image, channels=channels)
-    region = parse_box(pair.region) or image.box
-    if len(region.lower) == 2 and image.shape[0] == 1:
-        region = Box((0, *region.lower), (1, *region.upper))
+    region = parse_box(pair.region, image.shape) or image.box
     return LabelledRegion(
         image=image,
         labels=Volume.open(pair.labels),

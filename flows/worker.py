@@ -18,7 +18,7 @@ from unet_core.errors import LostLeaseError
 from unet_core.ledger import Done, RunRecord, read_record
 from unet_core.pyramid import PyramidPlan
 from unet_core.segmentation import BlockWorker, SegmentPlan, pyramid_block
-from unet_core.volumes import Store
+from unet_core.volumes import Store, Volume
 
 if TYPE_CHECKING:
     from unet_core.instances.blocks import InstanceWorker
@@ -98,8 +98,15 @@ def _instance_worker(url: str, fingerprint: str, epoch: int) -> InstanceWorker:
     from unet_core.instances import InstancePlan
     from unet_core.instances.blocks import InstanceWorker  # with cc3d and numba
 
-    plan = InstancePlan.from_dict(_record(url, fingerprint).plan["instances"])
-    return InstanceWorker(url, plan, epoch=epoch)
+    record = _record(url, fingerprint).plan
+    image = Volume.open(
+        record["volume"],
+        level=record["level"],
+        channels=record["channels"],
+        timepoint=record["timepoint"],
+    )
+    plan = InstancePlan.from_dict(record["instances"])
+    return InstanceWorker(url, plan, image=image, fingerprint=fingerprint, epoch=epoch)
 
 
 @lru_cache(maxsize=1)

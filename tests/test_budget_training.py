@@ -124,7 +124,9 @@ def test_patches_that_wait_are_counted(tmp_path, border, accumulate) -> None:
     average = recipe.optimisation.ema > 0
     step = budget.training_bytes(spec, recipe.patch, 3 if accumulate == 1 else 2, "float32", average=average)
     full = budget.beside_training_bytes(spec, recipe.patch, 3, border=border is not None)
-    assert bytes_per_rank(plan, 2, dtype="float32") == budget.WORKER_BASE + step + full
+    volumes = (source.image, source.labels)
+    kept = sum(v.array.nbytes for v in volumes) + (4 * source.region.size if border else 0)
+    assert bytes_per_rank(plan, 2, dtype="float32") == budget.WORKER_BASE + step + full + kept
 
 
 @settings(max_examples=30)

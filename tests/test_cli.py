@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -234,6 +235,17 @@ def test_errors_are_json_where_json_was_asked_for(run: Run, work: Path) -> None:
     assert json.loads(out)["error"]["problem"] == "no such volume"
 
 
+def test_an_interruption_during_start_up_claims_nothing(
+    run: Run, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("flows.segment.plan", interrupted)
+    result = run("segment", work / "volume.zarr", "--model", work / "model", "--to", work / "labels.zarr")
+    assert result == (130, "", "interrupted\n")
+
+
 class TestIngestRefuses:
     def test_a_tiff_cut_short(self, run: Run, tmp_path: Path) -> None:
         whole = tmp_path / "whole.tif"
@@ -284,7 +296,13 @@ class TestTrainRefuses:
 
     def test_more_memory_than_there_is(self, run: Run, work: Path) -> None:
         size = ("--patch", "256,256,256", "--base", "256", "--batch", "64")
-        refused(self.train(run, work, *size), "does not fit in memory", "GiB available", "--accumulate")
+        code, out, err = self.train(run, work, *size)
+        assert (code, out) == (2, "")
+        # What is odd comes first: it says why the memory does not suffice.
+        note, error = err.index("note: "), err.index("error: this training does not fit in memory")
+        assert note < err.index("z (20 of 256), y (40 of 256), x (36 of 256): it is mirrored there") < error
+        for fact in ("GiB available", "--accumulate", "--patch (20,40,36 covers every region)"):
+            assert fact in err
 
     def test_a_class_that_the_network_does_not_have(self, run: Run, work: Path) -> None:
         refused(self.train(run, work, "--target", "semantic"), "class", "truth.zarr")
@@ -298,11 +316,14 @@ class TestTrainRefuses:
     def test_a_model_of_another_body_to_begin_with(self, run: Run, work: Path) -> None:
         refused(self.train(run, work, "--fine-tune", work / "model"), "fine-tuned", "norm")
 
-    def test_a_proposal_over_a_file_that_exists(self, run: Run, work: Path) -> None:
+    def test_a_proposal_over_a_file_that_exists(
+        self, run: Run, work: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("flows.init.write", None)  # not asked: looking at the volumes takes long
         (work / "mine.toml").write_text("# mine\n")
-        refused(self.train(run, work, "--init", work / "mine.toml"), "--init takes")
         data = ("--image", work / "volume.zarr", "--labels", work / "truth.zarr")
-        refused(run("train", "--init", work / "mine.toml", *data), "mine.toml", "File exists")
+        refused(run("train", "--init", work / "mine.toml", *data), "mine.toml", "something already")
+        refused(run("train", "--init", work / "no" / "mine.toml", *data), "no such folder")
         assert (work / "mine.toml").read_text() == "# mine\n"
 
 
@@ -431,6 +452,36 @@ def test_help_is_fast_because_nothing_heavy_is_imported() -> None:
     assert done.stderr.strip() == "[]"
 
 
+WRONG_PATHS = """
+segment absent --model m --to l
+ingest absent.tif --to v
+ingest absent/*.png --to v
+train --image absent --labels absent --to m
+train --image absent --labels absent --init t.toml
+train absent.toml
+evaluate absent absent
+status absent
+verify absent
+clean absent
+export absent --format onnx --to m
+import absent.zip --to m
+""".strip().splitlines()
+
+
+def test_a_wrong_path_is_told_before_anything_heavy_is_imported(tmp_path: Path) -> None:
+    code = (
+        "import sys; from flows.cli import run\n"
+        f"for command in {WRONG_PATHS!r}:\n"
+        "    sys.argv = ['unet-flows', *command.split()]\n"
+        "    print(run(), sorted({'torch', 'dask', 'distributed', 'prefect'} & set(sys.modules)), command)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    assert done.stdout.splitlines() == [f"2 [] {command}" for command in WRONG_PATHS]
+    assert done.stderr.count("absent") >= len(WRONG_PATHS)
+
+
 STUBBORN = """
 import signal, sys, time
 from flows import supervise
@@ -454,8 +505,37 @@ def test_a_process_that_does_not_stop_is_ended(number: int) -> None:
         assert process.stdout.readline() == "ready\n"
         process.send_signal(number)
         _, err = process.communicate(timeout=60)
-        assert process.returncode == 130
+        assert process.returncode == (-number if number == signal.SIGINT else 130)
     assert "interrupted" in err
+
+
+OBEDIENT = """
+import sys, time
+from flows.supervise import INTERRUPTED, supervised
+def work():
+    try:
+        print("ready", flush=True)
+        time.sleep(60)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+sys.exit(supervised(work))
+"""
+
+
+def test_one_ctrl_c_ends_a_shells_loop() -> None:
+    """bash goes on with the next round where a command exits with 130 by itself."""
+    loop = 'for i in 1 2; do "$0" -c "$1"; done; echo went on'
+    with subprocess.Popen(
+        ["bash", "-c", loop, sys.executable, OBEDIENT],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as shell:
+        assert shell.stdout is not None
+        assert shell.stdout.readline() == "ready\n"
+        os.killpg(shell.pid, signal.SIGINT)  # as a terminal does
+        rest, _ = shell.communicate(timeout=60)
+        assert (shell.returncode, rest) == (-signal.SIGINT, "")
 
 
 ORPHAN = """

@@ -43,6 +43,36 @@ def test_options_that_cannot_be(run, here, options, facts):  # noqa: F811
 
 
 @pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("step = 10", "step: unknown key; did you mean steps?"),
+        ('target = "boundry"', "or 'interior-boundary'; did you mean boundary?"),
+        ("elastic = 3.0", "elastic: unknown key; it belongs into [augment]"),
+        ("[augment]\nelastc = 3.0", "augment.elastc: unknown key; did you mean elastic?"),
+        ("[augment]\nsteps = 10", "augment.steps: unknown key; it belongs above the first table"),
+        ('[[pairs]]\nimge = "a"\nimage = "a"\nlabels = "b"', "0.imge: unknown key; did you mean image?"),
+        ("weight = 2.0", "weight: unknown key; it belongs into [[pairs]]"),
+    ],
+)
+def test_what_is_misspelt_is_told_with_what_was_meant(run, here, text, says):  # noqa: F811
+    (here / "train.toml").write_text(f'to = "model"\n{text}')
+    code, _, err = run("train", "train.toml")
+    assert code == 2
+    assert f"{says}\n" in err
+    assert "expected" not in err, "no list of fifty names"
+
+
+def test_a_key_that_is_like_none_is_told_with_all_of_its_table(run, here):  # noqa: F811
+    (here / "train.toml").write_text('to = "model"\n[augment]\nxyzzy = 3')
+    refused(run("train", "train.toml"), "augment.xyzzy: unknown key", "augment: flips, rotations")
+
+
+def test_a_misspelt_option_value_is_told_with_what_was_meant(run, here):  # noqa: F811
+    refused(run("train", *DATA, "--target", "boundry"), "'boundry' is not one of", "did you mean boundary?")
+    refused(run("evaluate", "image.zarr", "labels.zarr", "--target", "seperated"), "did you mean separated?")
+
+
+@pytest.mark.parametrize(
     ("cluster", "facts"),
     [
         ("cluster = 3", ["cluster", "not a table"]),
@@ -55,6 +85,12 @@ def test_options_that_cannot_be(run, here, options, facts):  # noqa: F811
 def test_cluster_files_that_would_not_count(run, here, cluster, facts):  # noqa: F811
     (here / "cluster.toml").write_text(cluster)
     refused(run("train", *DATA, "--target", "foreground", "--cluster", "cluster.toml"), *facts)
+
+
+def test_a_proposal_takes_an_image_and_its_labels(run, here):  # noqa: F811
+    refused(run("train", "--init", "t.toml", "--image", "image.zarr"), "--init takes", "image")
+    refused(run("train", "--init", "t.toml", *DATA, "--steps", "5"), "--init takes", "steps")
+    assert not (here / "t.toml").exists()
 
 
 @pytest.mark.parametrize("key", ["region", "validation_region"])
@@ -85,8 +121,8 @@ def test_labels_are_looked_at_once(run, here, monkeypatch):  # noqa: F811
     prepared: list[Any] = []
     prepare = flows.train.prepare
 
-    def counted(config: Any) -> Any:
-        prepared.append(prepare(config))
+    def counted(config: Any, **options: Any) -> Any:
+        prepared.append(prepare(config, **options))
         return prepared[-1]
 
     def do(config: Any, planned: Any) -> dict[str, Any]:

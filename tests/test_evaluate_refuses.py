@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -39,3 +40,21 @@ def test_before_it_compares(run, monkeypatch, options, facts):  # noqa: F811
 
     monkeypatch.setattr(flows.evaluate, "compare", compared)
     refused(run("evaluate", "labels.zarr", "labels.zarr", *options), *facts)
+
+
+def test_a_plane_takes_a_box_of_y_and_x(run, tmp_path):  # noqa: F811
+    """As training and segmentation do."""
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        write_array(tmp_path / f"{name}.zarr", rng.integers(0, 2, (9, 8), np.uint8), axes="yx")
+    both = [tmp_path / f"{name}.zarr" for name in ("a", "b")]
+    classes = ["--target", "foreground"]
+    for options in (classes, ["--instances"], [*classes, "--image", tmp_path / "a.zarr", "--trivial"]):
+        found = []
+        for box in ("2:9,0:5", "0:1,2:9,0:5"):
+            trivial = [box] if "--trivial" in options else []
+            code, out, err = run("evaluate", *both, "--roi", box, *options, *trivial, "--json")
+            assert code == 0, err
+            found.append({key: value for key, value in json.loads(out).items() if key != "roi"})
+        assert found[0] == found[1]
+        assert found[0]["voxels"] == 35

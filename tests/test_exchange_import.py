@@ -125,10 +125,16 @@ class TestStateDicts:
         [
             ("{", "w.json", "Expecting"),
             ("[]", "w.json", "list"),
-            ('{"layers": 5}', "its description", "layers"),
-            ('{"class_names": ["one"]}', "class_names", "1"),
-            ('{"spec": {"widths": [2, 4]}}', "its description, spec", "missing"),
-            ('{"spec": 5}', "its description, spec", "mapping"),
+            ('{"layers": 5}', "w.json", "layers"),
+            ('{"class_names": ["one"]}', "w.json, class_names", "1"),
+            ('{"class_names": "one"}', "w.json, class_names", "'one'"),
+            ('{"class_names": 3}', "w.json, class_names", "3"),
+            ('{"scale": {"offset": 0, "spread": 1}}', "w.json, scale, offset", "0"),
+            ('{"normalisation": "percentiles"}', "w.json, normalisation", "'percentiles'"),
+            ('{"normalisation": {"low": "1"}}', "w.json, normalisation, low", "'1'"),
+            ('{"voxel_size": "1,1,1"}', "w.json, voxel_size", "'1,1,1'"),
+            ('{"spec": {"widths": [2, 4]}}', "w.json, spec", "no entry in_channels"),
+            ('{"spec": 5}', "w.json, spec", "5"),
         ],
     )
     def test_a_description_that_does_not_fit(self, text, where, found, tmp_path):

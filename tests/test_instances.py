@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,9 @@ from unet_core.instances.in_memory import label_components
 from unet_core.instances.plan import MERGE, block_of
 from unet_core.ledger import Ledger, hold
 from unet_core.pyramid import PyramidPlan
+from unet_core.table import FILES, TablePlan
 from unet_core.verification import verify_block
-from unet_core.volumes import Store, open_for_writing, write_box
+from unet_core.volumes import Store, Volume, open_for_writing, write_box
 
 SHAPE, CHUNK, SHARD = (15, 30, 27), (4, 8, 8), (8, 16, 16)
 NAMES = ("background", "cell", "nucleus")
@@ -45,7 +47,27 @@ def classes_of(shape: tuple[int, ...] = SHAPE) -> NDArray[np.uint8]:
 
 def plan_of(request: InstanceRequest, **options: Any) -> InstancePlan:
     values = {"volume": SHAPE, "roi": Box.of_shape(SHAPE), "shard": SHARD, "block": SHARD, **options}
-    return plan_instances(request, classes=NAMES, target="semantic", **values)
+    plan = plan_instances(request, classes=NAMES, target="semantic", **values)
+    table = TablePlan(
+        volume=SHAPE,
+        extent=plan.roi,
+        planar=False,
+        voxel_size=(2.0, 1.0, 1.0),
+        origin=(0.0,) * 3,
+        unit="micrometer",
+        chunk=CHUNK,
+        shard=SHARD,
+        channels=(0,),
+        quanta=(1.0,),
+        classes=NAMES,
+    )
+    return replace(plan, table=table)
+
+
+def worker_of(store: Store, plan: InstancePlan, epoch: int) -> InstanceWorker:
+    """The image is what the classes are."""
+    image = Volume.open(f"{plan.source or store.url}/classes")
+    return InstanceWorker(store.url, plan, image=image, fingerprint="f" * 16, epoch=epoch)
 
 
 def begin(folder: Path, plan: InstancePlan, classes: NDArray[np.uint8]) -> Store:
@@ -83,7 +105,7 @@ def go_on(store: Store, plan: InstancePlan, *, most: int = 10**9) -> bool:
                     shard=SHARD,
                     source=None,
                 )
-            worker = InstanceWorker(store.url, plan, epoch=lease.epoch)
+            worker = worker_of(store, plan, lease.epoch)
             ledger = Ledger(store, stage.name, stage.count, lease.epoch)
             for index in map(int, np.flatnonzero(~ledger.seal().done)[::-1]):
                 if most == 0:
@@ -98,8 +120,10 @@ def final(store: Store) -> NDArray[Any]:
 
 
 def stored(store: Store) -> dict[str, str]:
-    """Digests of the chunks of the final ids."""
-    return {k: hashlib.sha256(store.read(k) or b"").hexdigest() for k in store.keys("0/c")}
+    """Digests of the chunks of the final ids, and of the tables."""
+    keys = [key for folder in ("0/c", *FILES) for key in store.keys(folder.rstrip("/"))]
+    assert len(keys) > 3
+    return {k: hashlib.sha256(store.read(k) or b"").hexdigest() for k in keys}
 
 
 @pytest.mark.parametrize(
@@ -189,7 +213,7 @@ def test_damage_to_what_blocks_left_is_found(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="not those that were committed"):
         verify_block(store, merge, 0, f"{Ledger(store, MERGE, 1).read().digest[0]:016x}")
     with hold(store) as lease, pytest.raises(DataError, match="evidence/faces/000000/3"):
-        InstanceWorker(store.url, plan, epoch=lease.epoch).do("seams", 3)
+        worker_of(store, plan, lease.epoch).do("seams", 3)
 
 
 def test_what_cannot_be_is_refused_with_what_could() -> None:

@@ -349,7 +349,9 @@ def test_fib25_is_proposed_as_boundaries_in_3d_and_trains(tmp_path: Path) -> Non
         raw, ids = file["raw"][:40, :72, :80], file["label"][:40, :72, :80]
     image = ome(tmp_path / "raw.zarr", raw, (10.0,) * 3, "nanometer")
     labels = ome(tmp_path / "ids.zarr", ids, (10.0,) * 3, "nanometer")
-    table, trained = two_steps(init.propose(image, labels, to=str(tmp_path / "m")), patch="8,8,8", batch=1)
+    table, trained = two_steps(
+        init.propose(image, labels, to=str(tmp_path / "m")).text, patch="8,8,8", batch=1
+    )
     assert (table["target"], table["ndim"], table["anisotropic_levels"]) == ("boundary", 3, 0)
     assert np.isfinite(trained.history.rows[-1]["loss"])
     assert trained.history.rows[-1]["scores"] is not None
@@ -364,14 +366,14 @@ def test_dsb2018_is_proposed_in_2d_and_trains(shared_data: Path, tmp_path: Path)
             ome(tmp_path / f"{name}.image.zarr", file[f"{name}/image"], (1.0, 1.0))
             ome(tmp_path / f"{name}.label.zarr", file[f"{name}/label"], (1.0, 1.0))
     one = (str(tmp_path / f"{names[0]}.{kind}.zarr") for kind in ("image", "label"))
-    text = init.propose(*one, to=str(tmp_path / "m"))
+    text = init.propose(*one, to=str(tmp_path / "m")).text
     table, trained = two_steps(text, patch="32,32", batch=1)
     assert (table["ndim"], table["target"]) == (2, "separated")
     assert table["border_weight"] == 10
     assert np.isfinite(trained.history.rows[-1]["loss"])
     # A set of images: whole ones are held out.
     every = (str(tmp_path / f"*.{kind}.zarr") for kind in ("image", "label"))
-    text = init.propose(*every, to=str(tmp_path / "m"))
+    text = init.propose(*every, to=str(tmp_path / "m")).text
     table = tomllib.loads(text)
     assert (len(table["pairs"]), len(table["validation"])) == (5, 1)
     assert "region" not in table
@@ -384,16 +386,79 @@ def test_bbbc050_is_proposed_anisotropic_and_trains(shared_data: Path, tmp_path:
         size = tuple(float(n) for n in file["anisotropy_zyx"])
         image = ome(tmp_path / "raw.zarr", file["image"], size)
         labels = ome(tmp_path / "ids.zarr", file["label"], size)
-    table, trained = two_steps(init.propose(image, labels, to=str(tmp_path / "m")), patch="8,16,16", batch=1)
+    table, trained = two_steps(
+        init.propose(image, labels, to=str(tmp_path / "m")).text, patch="8,16,16", batch=1
+    )
     assert (table["ndim"], table["anisotropic_levels"]) == (3, 1)
     assert table["target"] in ("foreground", "separated")
     assert trained.plan.spec.pools[0] == (1, 2, 2)
     assert np.isfinite(trained.history.rows[-1]["loss"])
 
 
+def test_a_set_of_images_is_described_as_a_whole(tmp_path: Path) -> None:
+    """Sizes of all, ids of all: each image has its own 1, 2, 3."""
+    plane = balls(20)[10]
+    for number, size in enumerate((40, 60, 50)):
+        for kind in ("image", "label"):
+            ome(tmp_path / f"{number}.{kind}.zarr", plane[:size], (1.0, 1.0))
+    both = [str(tmp_path / f"*.{kind}.zarr") for kind in ("image", "label")]
+    text = init.propose(*both, to="m", device="cpu", region="0:36,0:60").text
+    assert "for 3 images: 1 × 40 × 60 to 1 × 60 × 60 (z, y, x)" in text
+    ids = sum(len(np.unique(plane[:36])) - 1 for _ in range(3))
+    assert f"{ids} ids with open background" in " ".join(text.replace("\n# ", " ").split())
+    table = tomllib.loads(text)
+    assert all(pair["region"] == "0:1,0:36,0:60" for pair in (*table["pairs"], *table["validation"]))
+    ome(tmp_path / "3.image.zarr", np.stack([plane] * 2), (1.0, 1.0, 1.0))
+    ome(tmp_path / "3.label.zarr", np.stack([plane] * 2), (1.0, 1.0, 1.0))
+    assert "1 × 40 × 60 to 2 × 60 × 60" in init.propose(*both, to="m", device="cpu").text
+
+
+def test_a_step_is_measured() -> None:
+    """In 2D and in 3D."""
+    for ndim, patch in ((2, (4, 8)), (3, (4, 4, 8))):
+        spec = UNetSpec.build(ndim=ndim, depth=1, base=2, norm="batch")
+        assert 0 < training.seconds_per_step(spec, patch, 2, device="cpu", dtype="float32") < 60
+
+
+def test_images_of_different_channels_are_no_set() -> None:
+    one = in_memory(np.zeros((1, 8, 8), np.uint8), name="grey")
+    three = replace(one, url="colour", channels=(0, 1, 2))
+    with pytest.raises(InputError, match="different numbers of channels") as refused:
+        ImageFacts.of_several([one, three])
+    assert "--channels" in refused.value.fix
+
+
+def test_the_target_can_be_asked_for(tmp_path: Path) -> None:
+    facts = measured(voronoi(), tmp_path)
+    image = replace(IMAGE, shape=(20, 50, 50))
+    for asked in ("foreground", "separated", "boundary", "interior-boundary", "semantic"):
+        chosen = values(propose(image, facts, MACHINE, target=asked))
+        assert chosen["target"] == asked
+        assert ("classes" in chosen) == (asked == "semantic")
+    many = replace(facts, values={**facts.values, 300: 5})
+    with pytest.raises(InputError, match="no classes") as refused:
+        propose(image, many, MACHINE, target="semantic")
+    assert "separated" in refused.value.fix
+
+
+def test_background_between_ids_is_not_called_open(tmp_path: Path) -> None:
+    """Thin lines of 0 are counted, and said to be thin."""
+    labels = voronoi()
+    labels[:, ::12] = 0
+    facts = measured(labels, tmp_path)
+    assert facts.background > 0.06
+    (choice,) = (c for c in propose(replace(IMAGE, shape=labels.shape), facts, MACHINE) if c.key == "target")
+    assert choice.value == "boundary"
+    assert f"{facts.background:.1%} of the voxels are 0, and 0.0% lie farther than 3 voxels" in choice.why
+
+
 def test_the_text_explains_itself_and_names_every_other_setting(tmp_path: Path) -> None:
     labels = ome(tmp_path / "ids.zarr", balls(13, (40, 60, 60)), (2.0, 1.0, 1.0), "micrometer")
-    text = init.propose(labels, labels, to="m", device="cpu")
+    proposed = init.propose(labels, labels, to="m", device="cpu", timed=True)
+    text = proposed.text
+    assert proposed.seconds is not None
+    assert 0 < proposed.seconds < 1e5
+    assert "take roughly" in text
     table = tomllib.loads(text)
     lines = text.splitlines()
     for key in table:

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
 
-from flows.report import comparison_table, scores_table, write_picture
+from flows.report import comparison_table, scores_table, write_object_picture, write_picture
+from flows.report.objects import coloured
 from flows.report.panels import (
     BOTH,
     CLASS_COLOURS,
@@ -232,3 +233,32 @@ def test_large_planes_of_arrays_are_cut(tmp_path: Path) -> None:
     plane = Plane("large", image, image[0], image[0])
     (tmp_path / "q.png").write_bytes(picture_png([plane], ("a", "b")))
     assert pixels(tmp_path / "q.png").shape[1] == 8 + 4 * (768 + 8)
+
+
+def test_objects_have_colours_of_their_own_and_outlines(save: Save, tmp_path: Path) -> None:
+    ids = np.zeros((12, 40), np.uint64)
+    for k in range(10):
+        ids[2:10, 4 * k : 4 * k + 4] = 2**40 + k  # ids that touch, one beside the other
+    raw = np.full((*ids.shape, 3), 100, np.uint8)
+    shown = coloured(raw, ids).astype(int)
+    assert (shown[ids == 0] == 100).all()
+    middles = shown[5, 1::4]
+    distances = np.abs(middles[:, None] - middles[None]).sum(-1)
+    assert distances[np.triu_indices(10, 1)].min() > 10
+    assert np.abs(np.diff(middles, axis=0)).sum(1).min() > 60, "neighbours"
+    outline = np.abs(shown[5, 3:39:4] - middles[:9]).sum(1)
+    assert (outline > 40).all()
+
+    path = write_object_picture(
+        tmp_path / "objects.png",
+        image=save("raw", np.full((3, 12, 40), 100, np.uint8)),
+        labels=save("labels", np.stack([ids] * 3)),
+        truth=save("truth", np.stack([ids] * 3) > 0),
+        planes=[0, 2],
+    )
+    with Image.open(path) as picture:
+        assert picture.size[0] > 3 * 256
+    with pytest.raises(InputError, match="no such plane"):
+        write_object_picture(
+            tmp_path / "no.png", image=save("raw2", ids[None]), labels=save("labels2", ids[None]), planes=[3]
+        )

@@ -24,12 +24,14 @@ from flows.segment import segment
 from flows.stitch import stitch
 from unet_core.architecture import UNetSpec
 from unet_core.errors import InputError, RunError
+from unet_core.geometry import Box
 from unet_core.instances.foreground import by_class
 from unet_core.instances.in_memory import label_components
 from unet_core.ledger import hold, read_status
 from unet_core.normalisation import Scale
+from unet_core.query import Labels
 from unet_core.verification import RunOnDisk
-from unet_core.volumes import Store
+from unet_core.volumes import Store, Volume
 
 SHAPE = (37, 70, 61)  # a multiple of nothing
 TILE = "16,16,16"
@@ -206,6 +208,15 @@ def test_instances_are_components_of_the_classes_and_can_be_merged_anew(work: Pa
     again = zarr.open_array(other / "0", mode="r")[:]
     np.testing.assert_array_equal(again[:, 3:], label_components(values, min_size=1, **rules))
     assert verify(str(other)).sound
+    image = Volume.open(str(work / "volume.zarr")).read(Box.of_shape(found.shape))[0]
+    for path, ids in ((output, found), (other, again)):
+        labels = Labels.open(str(path))
+        assert labels.info()["objects"] == ids.max()
+        largest = labels.objects(sort="-voxels", limit=1).to_pylist()[0]
+        inside = ids == largest["id"]
+        assert largest["voxels"] == inside.sum() == np.bincount(ids[ids > 0]).max()
+        assert largest["mean_0"] == pytest.approx(image[inside].mean())
+        assert labels.at(np.argwhere(inside)[0].tolist()) == largest["id"]
     (output / "evidence" / "seams" / "000000" / "1").unlink()
     checked = verify(str(output), repair=True)
     assert checked.damaged["seams"] == 1

@@ -591,7 +591,9 @@ def test_an_odd_file_in_a_series_is_named(tmp_path: Path) -> None:
 
 def test_paths(tmp_path: Path) -> None:
     refused(tmp_path / "nothing.tif", match="no such file")
-    refused(tmp_path / "*.tif", match="no such file")
+    (tmp_path / "folder").mkdir()
+    assert "1 of other names" in str(refused(tmp_path / "*.tif", match="no file matches"))
+    assert "no folder" in str(refused(tmp_path / "absent" / "*" / "a.tif", match="no file matches"))
     refused(tmp_path, match="no file that can be read")
     refused(match="no source")
     (tmp_path / "a.docx").write_bytes(b"")

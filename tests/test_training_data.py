@@ -12,6 +12,7 @@ from strategies import write_array
 
 from flows.config import AugmentConfig, TrainConfig, validate
 from flows.training_data import labelled_regions, settings_of, spec_of
+from unet_core import training
 from unet_core.augment import AugmentSettings
 from unet_core.errors import InputError
 from unet_core.geometry import Box
@@ -50,6 +51,17 @@ def test_a_folder_of_images_is_a_set_of_volumes(frames):
     assert weights == [2.0] * 3
     assert {source.ignore for source in sources} == {9}
     assert held_out == []
+
+
+def test_images_smaller_than_a_patch_are_told_in_one_sentence(frames):
+    paths = {"image": f"{frames}/image-*.zarr", "labels": f"{frames}/labels-*.zarr"}
+    wanted = config(pairs=[paths], ndim=2, depth=1, base=2, patch="34,34")
+    sources, weights, held_out = labelled_regions(wanted)
+    spec = spec_of(wanted, sources)
+    plan = training.prepare(sources, held_out, spec, settings_of(wanted, spec), weights=weights)
+    (said,) = (note for note in training.notes(plan) if "smaller than a patch" in note)
+    assert "image-0.zarr is smaller than a patch along y (20 of 34), x (22 of 34)" in said
+    assert "(and 1 more of the 3 regions): it is mirrored there" in said
 
 
 def test_a_plane_takes_a_box_of_y_and_x(frames):

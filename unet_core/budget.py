@@ -29,6 +29,8 @@ TILE_MEMORY = 3 * GIB
 STEPS_AHEAD = 3
 # Bytes of freed tensors that the C library of a training rank is told to keep (`flows.rank_host`).
 TRAINING_KEPT = 48 * 2**20
+# Bytes of decoded chunks that a training rank keeps: patches come from the same ones again and again.
+CHUNKS_KEPT = 128 * 2**20
 # Sides that tiles are tried with, rounded up to the stride: 1 is the smallest tile there is.
 _TILE_SIDES = (1, 16, 24, 32, 48, 64, 80, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512, 640, 768, 1024)
 

@@ -22,6 +22,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from unet_core.architecture import UNetSpec
+from unet_core.card_entries import CARD, RULE, SCALE, SPEC, require_entries
 from unet_core.errors import InputError
 from unet_core.model import UNet
 from unet_core.normalisation import NormalisationRule, Scale
@@ -204,6 +205,9 @@ def parse_card(description: bytes, *, where: str) -> ModelCard:
                 found=version,
                 fix="update unet-flows",
             )
+        require_entries(document, CARD)
+        for name, entries in (("spec", SPEC), ("normalisation", RULE), ("scale", SCALE)):
+            require_entries(document[name], entries, place=name)
         rule, scale = document.pop("normalisation"), document.pop("scale")
         voxel_size = document.pop("voxel_size", None)
         return ModelCard(

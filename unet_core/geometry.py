@@ -110,6 +110,12 @@ class Box:
             tuple(b + o for b, o in zip(self.upper, offset)),
         )
 
+    def in_volume(self, shape: Shape) -> Box:
+        """The same box; where it is one of y, x and the volume (z, y, x) a plane, that of this plane."""
+        if len(self.lower) == 2 and len(shape) == 3 and shape[0] == 1:
+            return Box((0, *self.lower), (1, *self.upper))
+        return self
+
     def relative_to(self, origin: Sequence[int]) -> Box:
         """The same box in coordinates that start at `origin`."""
         return self.shift([-o for o in origin])

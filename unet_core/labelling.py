@@ -8,7 +8,7 @@ box               |== patch ==|                    and kept while the cache has 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from math import prod
 from typing import Any
@@ -87,6 +87,10 @@ class LabelledRegion:
         labels = Volume.open(reference["labels"])
         region = Box.parse(reference["region"])
         return cls(image=image, labels=labels, region=region, ignore=reference["ignore"])
+
+    def keeping(self, recent: Recent) -> LabelledRegion:
+        """The same region of volumes whose chunks `recent` keeps decoded."""
+        return replace(self, image=self.image.keeping(recent), labels=self.labels.keeping(recent))
 
     def reference(self) -> dict[str, Any]:
         """JSON-ready: how another process finds it again."""
@@ -210,7 +214,9 @@ class Labelling:
         return found
 
     def cached_bytes(self, source: LabelledRegion) -> int:
-        """What the border map of a region will take in the cache: 0 where it is too large to be kept."""
+        """What the border map of a region will take in the cache: 0 where none is kept."""
+        if self.border is None:
+            return 0
         size = source.region.size * np.dtype(np.float32).itemsize
         return size if size <= self.cache_bytes else 0
 

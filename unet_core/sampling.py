@@ -145,6 +145,11 @@ class Sampler:
         """No patch reads more voxels along an axis."""
         return tuple(max(lengths) for lengths in zip(*(s.largest_read for s in self._spatial)))
 
+    @property
+    def kept_bytes(self) -> int:
+        """Most that border maps take which are kept between draws."""
+        return sum(self._borders.cached_bytes(source) for source in self.sources)
+
     @cached_property
     def _spatial(self) -> tuple[Spatial, ...]:
         """Per source, because of its voxel size."""

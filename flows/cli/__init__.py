@@ -10,13 +10,15 @@ from typing import Any
 import typer
 
 from flows.cli.app import app
-from flows.supervise import INTERRUPTED, supervised
+from flows.suggestions import did_you_mean, quoted
+from flows.supervise import INTERRUPTED, InterruptionError, supervised
 from unet_core.errors import InputError, UnetFlowsError
 
 # They register their commands, and --help lists these in the order of registration.
 # ruff: isort: off
 from flows.cli import making  # noqa: F401
 from flows.cli import looking  # noqa: F401
+from flows.cli import asking  # noqa: F401
 from flows.cli import exchanging  # noqa: F401
 # ruff: isort: on
 
@@ -36,12 +38,23 @@ def run() -> int:
     try:
         code = app(standalone_mode=False)
     except typer.TyperException as error:
-        return _fail(InputError(error.format_message(), fix="unet-flows --help, or COMMAND --help"))
+        return _fail(InputError(_said(error), fix="unet-flows --help, or COMMAND --help"))
+    except InterruptionError as error:
+        return _interrupted(str(error))
     except UnetFlowsError as error:
         return _fail(error)
     if code == INTERRUPTED:  # typer turns KeyboardInterrupt into this
-        _interrupted()
+        return _interrupted("interrupted")
     return code if isinstance(code, int) else 0
+
+
+def _said(error: typer.TyperException) -> str:
+    """What typer says, with the choice that a misspelt value is nearest to."""
+    text = error.format_message().replace("Value error, ", "")
+    if " is not one of " not in text:
+        return text
+    given, choices = (quoted(part) for part in text.split(" is not one of "))
+    return text.rstrip(".") + did_you_mean(given[-1], choices)
 
 
 def _fail(error: UnetFlowsError) -> int:
@@ -56,12 +69,11 @@ def _fail(error: UnetFlowsError) -> int:
     return error.exit_code
 
 
-def _interrupted() -> None:
+def _interrupted(told: str) -> int:
     if "--json" in sys.argv:
         print(json.dumps({"command": _command(), "status": "interrupted"}, indent=1))
-    goes_on = _command() in ("ingest", "segment", "stitch", "train")
-    hint = "; the same command goes on where it stopped" if goes_on else ""
-    print(f"interrupted{hint}", file=sys.stderr)
+    print(told, file=sys.stderr)
+    return INTERRUPTED
 
 
 def _command() -> str:

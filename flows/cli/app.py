@@ -6,6 +6,7 @@ import inspect
 import json
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -66,6 +67,38 @@ def options_of(
         return function
 
     return decorate
+
+
+def require_there(problem: str, *paths: str | None, fix: str = "check the path") -> None:
+    """Refuse local paths where nothing lies, before libraries that would open them are loaded, for seconds.
+
+    URLs and sets (`*`) are left to those who read them.
+
+    Raises
+    ------
+    InputError
+        The `problem`, for the first of such paths.
+    """
+    for path in paths:
+        known = path is None or "://" in path or "*" in path or Path(path).expanduser().exists()
+        if path is not None and not known:
+            where = Path(path).expanduser().absolute()
+            raise InputError(problem, where=where, found="nothing there", fix=fix)
+
+
+def require_new(problem: str, path: str, *, fix: str) -> None:
+    """Refuse to write a file where one is, or where no folder is, before any work.
+
+    Raises
+    ------
+    InputError
+        The `problem`.
+    """
+    place = Path(path)
+    taken = place.exists() or place.is_symlink()
+    if taken or not place.absolute().parent.is_dir():
+        found = "there is something already" if taken else "no such folder"
+        raise InputError(problem, where=path, found=found, fix=fix)
 
 
 def confirm_restart(config: Config, yes: bool) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from flows.cli.app import AsJson, app, report
+from flows.cli.app import AsJson, app, report, require_there
 
 
 @app.command()
@@ -26,6 +26,7 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Write a trained model for other software: an ONNX file, or a bioimage.io package."""
+    require_there("no such model", model, fix="train one: unet-flows train --help")
     from flows.config import choice
     from flows.exchange import Format, about, export_model
     from flows.summary import print_export
@@ -57,6 +58,8 @@ def import_(
     as_json: AsJson = False,
 ) -> None:
     """Make a model folder from a bioimage.io package or a PyTorch state dict of this network."""
+    require_there("there is nothing to import", source)
+    require_there("there is no such description", spec)
     from flows.exchange import import_model
     from flows.summary import print_import
 

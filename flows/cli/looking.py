@@ -7,9 +7,11 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.cli.app import AsJson, Output, app, report
+from flows.cli.app import AsJson, Output, app, report, require_there
 from flows.config import TargetName
 from unet_core.errors import InputError
+
+_NO_RUN = "no run of unet-flows is here"
 
 
 @app.command()
@@ -37,7 +39,7 @@ def evaluate(
         str | None, typer.Option(help="Also score trivial answers that are chosen on this box")
     ] = None,
     picture: Annotated[
-        str | None, typer.Option(help="PNG to write: raw, truth, prediction, differences")
+        str | None, typer.Option(help="PNG to write: raw, truth, prediction, side by side")
     ] = None,
     partial: Annotated[
         bool, typer.Option("--partial", help="Evaluate labels that are not complete, too")
@@ -46,6 +48,7 @@ def evaluate(
 ) -> None:
     """Compare labels with the truth, block by block: IoU, Dice and pixel error per class, or, with
     --instances, Rand, information, average precision, panoptic quality and SEG."""
+    require_there("no such volume", labels, truth, image)
     from flows.config import choice
     from flows.evaluate import evaluate as run
     from flows.evaluate import evaluate_instances
@@ -53,12 +56,21 @@ def evaluate(
 
     place: dict[str, Any] = {"command": "evaluate", "labels": labels, "truth": truth}
     if instances:
-        if probabilities or any(option is not None for option in (target, image, trivial, picture)):
+        if probabilities or target is not None or trivial is not None:
             raise InputError(
                 "--instances compares ids as they are",
-                expected="no --target, --probabilities, --image, --trivial or --picture beside it",
+                expected="no --target, --probabilities or --trivial beside it",
             )
-        scores = evaluate_instances(labels, truth, roi=roi, planar=planar, ignore=ignore, partial=partial)
+        scores = evaluate_instances(
+            labels,
+            truth,
+            roi=roi,
+            planar=planar,
+            ignore=ignore,
+            partial=partial,
+            image=image,
+            picture=picture,
+        )
         document = {**place, "roi": roi, "planar": planar, "ignore": ignore, **scores.to_dict()}
         report(document, as_json, lambda _: print_instances(scores))
         return
@@ -81,6 +93,7 @@ def evaluate(
 @app.command()
 def status(output: Output, as_json: AsJson = False) -> None:
     """Show how a run stands, from disk alone: while it runs, after it ended, or was killed."""
+    require_there(_NO_RUN, output)
     from flows.inspection import status as look
     from flows.summary import print_status
 
@@ -99,6 +112,7 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Read every finished block back and compare it with what was committed; find gaps and leftovers."""
+    require_there(_NO_RUN, output)
     from contextlib import nullcontext
 
     from flows.cluster import open_client
@@ -116,6 +130,7 @@ def verify(
 @app.command()
 def clean(output: Output, as_json: AsJson = False) -> None:
     """Take away what killed runs left behind: staging files, records of failures since mended."""
+    require_there(_NO_RUN, output)
     from flows.inspection import clean as sweep
     from flows.summary import print_cleaning
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.cli.app import AsJson, Yes, app, confirm_restart, options_of, report
+from flows.cli.app import AsJson, Yes, app, confirm_restart, options_of, report, require_new, require_there
 from flows.config import IngestConfig, SegmentConfig, StitchConfig, TrainConfig
 
 
@@ -16,12 +16,15 @@ from flows.config import IngestConfig, SegmentConfig, StitchConfig, TrainConfig
 def ingest(yes: Yes = False, as_json: AsJson = False, **parameters: Any) -> None:
     """Convert TIFF, HDF5, NPZ or PNG to a sharded, multiscale OME-Zarr volume."""
     from flows.config import validate
+    from unet_core.sources import files_of
+
+    config = validate(IngestConfig, parameters)
+    files_of(config.sources)
     from flows.ingest import ingest as flow
     from flows.ingest import plan
     from flows.outcome import told
     from flows.summary import print_run
 
-    config = validate(IngestConfig, parameters)
     plan(config)
     confirm_restart(config, yes)
     report(told(flow, "ingest", parameters), as_json, print_run)
@@ -42,21 +45,27 @@ def train(
     **parameters: Any,
 ) -> None:
     """Train a U-Net on labelled boxes of one or several volumes; the same command again goes on."""
-    from flows.outcome import told
-    from flows.summary import print_proposal, print_training
-    from flows.train import flow_of, prepare, read_config, recorded
-    from unet_core.training import notes as training_notes
+    from flows.config import read_training
 
     given = {k: v for k, v in parameters.items() if v is not None}
     if init is not None:
+        require_there("no such volume", given.get("image"), given.get("labels"))
+        require_new("the configuration cannot be written", init, fix="choose another --init")
         from flows.init import write
+        from flows.summary import print_proposal
 
         report(write(init, config=config, given=given), as_json, print_proposal)
         return
-    settings = read_config(config, given)
-    planned = prepare(settings)
-    for note in training_notes(planned.plan):
-        print(f"note: {note}", file=sys.stderr)
+    settings = read_training(config, given)
+    require_there("no such volume", settings.image, settings.labels)
+    for pair in (*settings.pairs, *settings.validation):
+        require_there("no such volume", pair.image, pair.labels)
+    require_there("no such model", settings.fine_tune)
+    from flows.outcome import told
+    from flows.summary import print_training
+    from flows.train import flow_of, prepare, recorded
+
+    planned = prepare(settings, tell=lambda note: print(f"note: {note}", file=sys.stderr))
     confirm_restart(settings, yes)
     document = told(flow_of(planned), "train", settings.model_dump(), recorded=recorded)
     report(document, as_json, print_training)
@@ -74,12 +83,15 @@ def segment(
 ) -> None:
     """Segment a volume: exact overlapping tiles in, one seamless label volume out."""
     from flows.config import read_cluster, validate
+
+    config = validate(SegmentConfig, parameters)
+    require_there("no such volume", config.volume)
+    require_there("no such model", config.model, fix="train one: unet-flows train --help")
     from flows.outcome import told
     from flows.segment import plan as make_plan
     from flows.segment import segment as flow
     from flows.summary import plan_document, print_plan, print_run
 
-    config = validate(SegmentConfig, parameters)
     planned = make_plan(config)
     cluster = read_cluster(config.cluster, workers=config.workers)
     document = plan_document(planned, workers=cluster.workers)
@@ -97,12 +109,14 @@ def segment(
 def stitch(yes: Yes = False, as_json: AsJson = False, **parameters: Any) -> None:
     """Merge the instances of an output anew, under other thresholds, without the network."""
     from flows.config import validate
+
+    config = validate(StitchConfig, parameters)
+    require_there("no such labels", config.labels)
     from flows.outcome import told
     from flows.stitch import plan
     from flows.stitch import stitch as flow
     from flows.summary import print_run
 
-    config = validate(StitchConfig, parameters)
     plan(config)
     confirm_restart(config, yes)
     report(told(flow, "stitch", parameters), as_json, print_run)

@@ -123,7 +123,7 @@ def write_picture(
     if truth is not None:
         require_same_shape(labels, truth)
         known = Truth(volume=truth, target=target, names=names, planar=planar, ignore=ignore, region=roi)
-    boxes = _boxes(image, roi or image.box, planes)
+    boxes = boxes_of_planes(image, roi or image.box, planes)
     true = [known.classes(box)[0] for box in boxes] if known else []
     predicted = [_predicted(labels, box, known.count if known else len(names or ()) or None) for box in boxes]
     if names is None:
@@ -144,7 +144,7 @@ def write_picture(
     return Path(path)
 
 
-def _boxes(image: Volume, shown: Box, planes: Sequence[int] | None) -> list[Box]:
+def boxes_of_planes(image: Volume, shown: Box, planes: Sequence[int] | None) -> list[Box]:
     """One box of one plane per row."""
     rows = [(shown.lower[0] + shown.upper[0]) // 2] if planes is None else list(planes)
     if not rows or any(not 0 <= z < image.shape[0] for z in rows):

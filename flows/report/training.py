@@ -58,8 +58,9 @@ def show_training(artifacts: TrainingArtifacts, store: Store, text: str) -> None
     if (curve := store.read(CURVE)) is not None:
         artifacts.show_curve(curve, text)
     if (table := store.read(TABLE)) is not None:
-        rows = list(csv.DictReader(io.StringIO(table.decode())))
-        artifacts.show_metrics([row for row in rows if row.get("foreground_iou")], text)
+        rows = csv.DictReader(io.StringIO(table.decode()))
+        if validated := [row for row in rows if row.get("foreground_iou")]:
+            artifacts.show_metrics(validated, text)
     if (picture := store.read(VALIDATION)) is not None:
         artifacts.show_pictures(picture, text)
 

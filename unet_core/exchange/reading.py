@@ -20,6 +20,7 @@ from typing import Any
 from torch import Tensor
 
 from unet_core.architecture import UNetSpec
+from unet_core.card_entries import SPEC, require_entries
 from unet_core.checkpoint import FORMAT, ModelCard, check_tensors, parse_card, read_tensors, save_model
 from unet_core.errors import InputError
 from unet_core.exchange.extras import require
@@ -79,6 +80,7 @@ def import_model(source: str, to: str, *, spec: str | None = None) -> Imported:
 
 
 Found = tuple[ModelCard, dict[str, Tensor], tuple[str, ...]]
+Description = tuple[dict[str, Any], str]  # its entries, and where they stand
 
 
 def _file(place: Store, spec: str | None, *, where: str) -> Found:
@@ -166,37 +168,37 @@ def _member(read: Read, source: str, digest: str | None, *, where: str) -> bytes
     return data
 
 
-def _state_dict(name: str, data: bytes, described: dict[str, Any], *, where: str) -> Found:
+def _state_dict(name: str, data: bytes, description: Description, *, where: str) -> Found:
     read = read_tensors if name.lower().endswith(".safetensors") else read_pickled
     tensors = unwrapped(read(data, where=where))
+    described, said = description
     if "spec" in described:
-        spec = _stated(described["spec"], where=f"{where}, its description, spec")
+        spec = _stated(described["spec"], where=said)
         check_tensors(spec, tensors, where=where)
     else:
         spec = infer_spec(tensors, where=where)
-    card, assumed = _card(described, spec, where=where)
+    card, assumed = _card(described, spec, where=said)
     return card, tensors, assumed
 
 
 def _stated(entries: Any, *, where: str) -> UNetSpec:
     """The network that a description names."""
     try:
+        require_entries(entries, SPEC, place="spec")
         return UNetSpec(**entries)
     except InputError as error:
         raise InputError(
-            error.problem, where=f"{where}.{error.where}", expected=error.expected, found=error.found
+            error.problem, where=f"{where}, {error.where}", expected=error.expected, found=error.found
         ) from None
-    except TypeError as error:
-        raise InputError("this network cannot be built", where=where, found=error) from None
 
 
-def _described(place: Store | None, spec: str | None) -> dict[str, Any]:
+def _described(place: Store | None, spec: str | None) -> Description:
     """The description that was named, or one that lies beside the source; empty where there is none."""
     if spec is None and place is not None:
         stem = place.url.rpartition(".")[0]
         spec = next((f"{stem}{end}" for end in _SPECS if Store(f"{stem}{end}").exists()), None)
     if spec is None:
-        return {}
+        return {}, "no description"
     folder, _, name = Store(spec).url.rpartition("/")
     data = Store(folder).read(name)
     if data is None:
@@ -207,7 +209,7 @@ def _described(place: Store | None, spec: str | None) -> dict[str, Any]:
         raise InputError("this description cannot be read", where=spec, found=error) from None
     if not isinstance(found, dict):
         raise InputError("this description cannot be read", where=spec, found=type(found).__name__)
-    return found
+    return found, spec
 
 
 def _card(described: dict[str, Any], spec: UNetSpec, *, where: str) -> tuple[ModelCard, tuple[str, ...]]:
@@ -221,4 +223,4 @@ def _card(described: dict[str, Any], spec: UNetSpec, *, where: str) -> tuple[Mod
     }
     assumed = tuple(f"{key}: {json.dumps(value)}" for key, value in defaults.items() if key not in described)
     whole = {"format": FORMAT, **defaults, **described, "spec": spec.to_dict()}
-    return parse_card(json.dumps(whole, default=str).encode(), where=f"{where}, its description"), assumed
+    return parse_card(json.dumps(whole, default=str).encode(), where=where), assumed

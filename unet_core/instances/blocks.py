@@ -9,6 +9,7 @@ from typing import Any
 import zarr
 from numpy.typing import NDArray
 
+from unet_core.errors import InputError
 from unet_core.geometry import Box
 from unet_core.instances import holes, kinds, merging, plan
 from unet_core.instances.blocking import complement
@@ -19,16 +20,21 @@ from unet_core.instances.foreground import by_class, by_threshold
 from unet_core.instances.plan import InstancePlan
 from unet_core.ledger import Done, Ledger, digest_of_objects, require_epoch
 from unet_core.ledger.quick import quick_digest
-from unet_core.volumes import Store, open_for_reading, open_for_writing, read_box, write_box
+from unet_core.table import TablePlan, write_sums, write_tables
+from unet_core.volumes import Store, Volume, open_for_reading, open_for_writing, read_box, write_box
 
 
 class InstanceWorker:
-    """What a worker keeps between blocks of the instance stages: the plan and the open arrays."""
+    """What a worker keeps between blocks of the instance stages: the plan and the open arrays.
 
-    def __init__(self, url: str, plan: InstancePlan, *, epoch: int) -> None:
+    `image`: what was segmented, for the objects' intensities. `fingerprint`: of the run, for its tables.
+    """
+
+    def __init__(self, url: str, plan: InstancePlan, *, image: Volume, fingerprint: str, epoch: int) -> None:
         self._store = Store(url)
         self._source = self._store if plan.source is None else Store(plan.source)
         self._plan, self._epoch = plan, epoch
+        self._image, self._fingerprint = image, fingerprint
         self._blocking = plan.blocking
         self._counts = {stage.name: stage.count for stage in plan.stages}
 
@@ -83,7 +89,24 @@ class InstanceWorker:
         target = self._array(plan.FINAL)
         final = renumber(local, kinds.table_of(evidence, index).astype(target.dtype))
         write_box(target, box, final)
+        # While they are at hand: a pass of its own would read all labels once more.
+        sums = self._table.measure(
+            final, box, image=self._image.read(box), classes=self._read(plan.CLASSES, box)[0]
+        )
+        evidence.digests.update(write_sums(self._store, index, sums))
         return final
+
+    def _write_table(self, index: int, evidence: InStore) -> None:
+        digests = write_tables(
+            self._store, self._table, blocks=len(self._blocking), fingerprint=self._fingerprint
+        )
+        evidence.digests.update(digests)
+
+    @property
+    def _table(self) -> TablePlan:
+        if self._plan.table is None:
+            raise InputError("this plan was never started", where=self._store.url)
+        return self._plan.table
 
     @property
     def _around(self) -> Any:
@@ -115,7 +138,7 @@ class InstanceWorker:
         return evidence.read(kind, index), there
 
     def _read(self, path: str, box: Box) -> NDArray[Any]:
-        return read_box(open_for_reading(self._store, path), box)
+        return read_box(open_for_reading(self._source, path), box)
 
     @cached_property
     def _local(self) -> zarr.Array[Any]:
@@ -134,4 +157,5 @@ _FUNCTIONS: dict[str, Callable[[InstanceWorker, int, InStore], NDArray[Any] | No
     plan.SEAMS: InstanceWorker._seams,
     plan.MERGE: InstanceWorker._merge,
     plan.RELABEL: InstanceWorker._relabel,
+    plan.TABLE: InstanceWorker._write_table,
 }

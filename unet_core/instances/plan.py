@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from math import prod
 from typing import Any, Literal
@@ -14,12 +14,14 @@ from unet_core.instances import kinds
 from unet_core.instances.blocking import Blocking, Connectivity
 from unet_core.instances.evidence import folder_of, key_of
 from unet_core.ledger import Stage
+from unet_core.table import FILES, TablePlan, sums_key
 
 Method = Literal["components"]
 Connect = Literal["3d", "2d"]
 
 CLASSES, PROBABILITIES, LOCAL, FINAL = "classes/0", "probabilities/0", "local/0", "0"
 ENCLOSE, HOLE_SEAMS, FILL = "enclose", "hole-seams", "fill"
+TABLE = "table"
 LABEL, SEAMS, MERGE, RELABEL = "label", "seams", "merge", "relabel"
 _BLOCK = 2**24  # voxels that a block is made of where a shard has fewer
 _MOST_CLASSES = 255
@@ -64,6 +66,8 @@ class InstancePlan:
         Whole shards; it decides neither ids nor bytes.
     source
         The output whose local labels and evidence are merged anew; None: this run makes its own.
+    table
+        How the objects are measured; None before the run has looked at its input.
     """
 
     method: Method
@@ -77,14 +81,17 @@ class InstancePlan:
     roi: Box
     block: Shape
     source: str | None = None
+    table: TablePlan | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "roi": str(self.roi)}
+        table = None if self.table is None else self.table.to_dict()
+        return {**asdict(self), "roi": str(self.roi), "table": table}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> InstancePlan:
         lists = {name: tuple(value) for name, value in data.items() if isinstance(value, list)}
-        return cls(**{**data, **lists, "roi": Box.parse(data["roi"])})
+        table = None if data["table"] is None else TablePlan.from_dict(data["table"])
+        return cls(**{**data, **lists, "roi": Box.parse(data["roi"]), "table": table})
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -118,7 +125,8 @@ class InstancePlan:
         ]
         last = (
             _whole(blocking, MERGE, (kinds.IDS, kinds.JOINED, kinds.MERGED)),
-            blocks(name=RELABEL, arrays=(FINAL,)),
+            replace(blocks(name=RELABEL, arrays=(FINAL,)), objects=lambda index: (sums_key(index),)),
+            replace(_whole(blocking, TABLE), objects=lambda _: FILES),
         )
         return last if self.source is not None else (*found, *last)
 
@@ -213,7 +221,7 @@ def _with_neighbours(blocking: Blocking, index: int) -> tuple[int, Box]:
     return 0, blocking.box(index).grow((1, 1, 1), (1, 1, 1)).intersect(blocking.roi)
 
 
-def _whole(blocking: Blocking, name: str, kinds: tuple[str, ...]) -> Stage:
+def _whole(blocking: Blocking, name: str, kinds: tuple[str, ...] = ()) -> Stage:
     """A stage of one block: the whole volume."""
     return Stage(
         name=name,

@@ -45,12 +45,15 @@ class StitchPlan:
     ----------
     run
         Fingerprint of the run whose local labels are merged.
-    image, classes
-        Of that run: the volume's URL, names of its classes.
+    volume, level, channels, timepoint, classes
+        Of that run: its input, and names of its classes.
     """
 
     run: str
-    image: str
+    volume: str
+    level: int
+    channels: tuple[int, ...]
+    timepoint: int
     classes: tuple[str, ...]
     instances: InstancePlan
     pyramid: PyramidPlan
@@ -66,7 +69,7 @@ class StitchPlan:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> StitchPlan:
-        lists = {name: tuple(data[name]) for name in ("classes", "chunk", "shard")}
+        lists = {name: tuple(data[name]) for name in ("channels", "classes", "chunk", "shard")}
         return cls(
             **{
                 **data,
@@ -120,7 +123,10 @@ def plan_stitch(request: StitchRequest) -> PlannedStitch:
     _require_labelled(source, theirs)
     plan = StitchPlan(
         run=record.fingerprint,
-        image=record.plan["volume"],
+        volume=record.plan["volume"],
+        level=record.plan["level"],
+        channels=tuple(record.plan["channels"]),
+        timepoint=record.plan["timepoint"],
         classes=tuple(record.plan["classes"]),
         instances=replace(theirs, source=source.url, min_size=request.min_size or theirs.min_size),
         pyramid=PyramidPlan.from_dict(record.plan["pyramid"]),
@@ -154,9 +160,9 @@ def prepare_stitched(output: Store, plan: StitchPlan) -> None:
         pyramid=plan.pyramid,
         chunk=plan.chunk,
         shard=plan.shard,
-        source=plan.image
-        if output.remote or "://" in plan.image
-        else os.path.relpath(plan.image, output.url),
+        source=plan.volume
+        if output.remote or "://" in plan.volume
+        else os.path.relpath(plan.volume, output.url),
     )
 
 

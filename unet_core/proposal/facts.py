@@ -16,20 +16,33 @@ from unet_core.targets import MARGIN, classes_of
 from unet_core.volumes import Volume
 
 _BOXES, _BOX = 16, (64, 256, 256)  # so many boxes are looked at, spread evenly
-_CORE = 7  # voxels: background with nothing else in such a square lies apart from objects
+CORE = 7  # voxels: background with nothing else in such a square lies apart from objects
 INDEPENDENT = 0.25  # continuity below which planes are images of their own
 _FEW = 32  # ids whose parts are counted: more are no classes
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFacts:
-    """Shape and voxel size are z, y, x; `voxel_size` is None where the volume does not say one."""
+    """One image, or several as one. Shape and voxel size are z, y, x.
+
+    Parameters
+    ----------
+    shape
+        Of several images the median, axis by axis; `smallest` and `largest` are the extremes, likewise.
+    voxel_size, unit
+        None where the volumes do not say one, or not the same.
+    dtype
+        Of several images all that there are, such as "uint8, uint16".
+    """
 
     shape: Shape
     voxel_size: tuple[float, ...] | None
     unit: str | None
     dtype: str
     channels: int
+    count: int = 1
+    smallest: Shape | None = None
+    largest: Shape | None = None
 
     @classmethod
     def of(cls, image: Volume) -> ImageFacts:
@@ -40,6 +53,37 @@ class ImageFacts:
             unit=image.unit,
             dtype=image.dtype.name,
             channels=len(image.channels),
+        )
+
+    @classmethod
+    def of_several(cls, images: Sequence[Volume]) -> ImageFacts:
+        """All of them; an image that occurs twice counts once.
+
+        Raises
+        ------
+        InputError
+            Another number of channels in some than in the others.
+        """
+        images = list({image.url: image for image in images}.values())
+        facts = [cls.of(image) for image in images]
+        kinds = {each.channels: image.url for each, image in zip(facts, images)}
+        if len(kinds) > 1:
+            raise InputError(
+                "these images have different numbers of channels",
+                found="; ".join(f"{n}, such as {url}" for n, url in sorted(kinds.items())),
+                fix="name the channels that all have with --channels, or train on each kind by itself",
+            )
+        sizes = [sorted(lengths) for lengths in zip(*(each.shape for each in facts))]
+        alike = len({(each.voxel_size, each.unit) for each in facts}) == 1
+        return cls(
+            shape=tuple(lengths[len(lengths) // 2] for lengths in sizes),
+            voxel_size=facts[0].voxel_size if alike else None,
+            unit=facts[0].unit if alike else None,
+            dtype=", ".join(sorted({each.dtype for each in facts})),
+            channels=facts[0].channels,
+            count=len(facts),
+            smallest=tuple(lengths[0] for lengths in sizes),
+            largest=tuple(lengths[-1] for lengths in sizes),
         )
 
     @property
@@ -65,7 +109,7 @@ class LabelFacts:
     values
         Voxels per label, of the 1,000 most frequent ones.
     count
-        Number of distinct labels above 0.
+        Number of distinct labels above 0, counted in each region by itself.
     parts
         Connected parts of a label above 0 in a box, on average; in a plane where planes are images of their
         own: in a film an object is one part in each. None if a box has more than 32 labels.
@@ -118,6 +162,7 @@ def measure_labels(regions: Sequence[tuple[Volume, Box]]) -> LabelFacts:
             raise InputError("labels must be integers", where=labels.where, found=labels.dtype)
         if len(labels.channels) != 1:
             raise InputError("labels have one channel", where=labels.where, found=len(labels.channels))
+        looked.begin()
         for box in _boxes(region, ceil_div(_BOXES, len(regions))):
             grown = labels.read(box.grow((MARGIN,) * 3, (MARGIN,) * 3))[0]
             looked.add(grown, box, profiled=number == 0)
@@ -145,6 +190,8 @@ class _Looked:
     def __init__(self, region: Box) -> None:
         self._origin = region.lower
         self._values: dict[int, int] = {}
+        self._ids: set[int] = set()  # of the region that is being looked at
+        self._earlier = 0  # ids of those before
         self._parts: list[tuple[float, float]] | None = []  # in a box, in a plane
         self._extents: list[tuple[int, ...]] = []
         self._sizes: list[int] = []  # their voxels
@@ -155,9 +202,14 @@ class _Looked:
         self._between = self._faces = 0
         self._pairs = self._same = 0
 
+    def begin(self) -> None:
+        """Of another region: its ids are its own."""
+        self._earlier = self.count
+        self._ids = set()
+
     @property
     def count(self) -> int:
-        return sum(value != 0 for value in self._values)
+        return self._earlier + len(self._ids - {0})
 
     def add(self, grown: NDArray[Any], box: Box, *, profiled: bool) -> None:
         """Labels of a box with `MARGIN` voxels around it; those below 0 count as 0."""
@@ -169,6 +221,7 @@ class _Looked:
             self._open += inside.size
             return
         values, dense, counts = np.unique(inside, return_inverse=True, return_counts=True)
+        self._ids.update(values.tolist())
         for value, voxels in zip(values.tolist(), counts.tolist()):
             self._values[value] = self._values.get(value, 0) + voxels
         self._voxels += inside.size
@@ -177,7 +230,7 @@ class _Looked:
             start = box.lower[axis] - self._origin[axis]
             others = tuple(a for a in range(3) if a != axis)
             profile[start : start + box.shape[axis]] += labelled.sum(axis=others)
-        near = ndimage.maximum_filter(labelled, size=(1, _CORE, _CORE))
+        near = ndimage.maximum_filter(labelled, size=(1, CORE, CORE))
         self._open += int(near.size - near.sum())
         planar = box.shape[0] == 1
         self._boundary += int(classes_of(grown, "boundary", planar=planar).sum())
@@ -229,7 +282,7 @@ class _Looked:
         in_box, in_plane = np.mean(self._parts or [(0.0, 0.0)], axis=0).tolist()
         return LabelFacts(
             values=dict(frequent),
-            count=len(objects),
+            count=self.count,
             parts=None if not self._parts else in_plane if continuity < INDEPENDENT else in_box,
             background=self._values.get(0, 0) / self._voxels,
             open_background=self._open / self._voxels,

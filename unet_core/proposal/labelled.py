@@ -7,8 +7,8 @@ from itertools import chain
 
 from unet_core.errors import InputError
 from unet_core.geometry import Box
-from unet_core.proposal.facts import LabelFacts
-from unet_core.targets import IGNORE, Target
+from unet_core.proposal.facts import CORE, LabelFacts
+from unet_core.targets import DERIVED, IGNORE, Target
 
 HELD_OUT = 0.2
 _MOST_CLASSES = 16
@@ -18,22 +18,41 @@ _CROP = 0.1  # of the region: a box of labels smaller than that is a labelled cr
 _RARE = 0.1  # share of a class below which classes are weighed
 
 
-def choose_target(labels: LabelFacts) -> tuple[Target, int | None, str]:
-    """The target, the label to ignore, and why."""
+def choose_target(labels: LabelFacts, asked: Target | None = None) -> tuple[Target, int | None, str]:
+    """The target, the label to ignore, and why; with the target that was `asked` for, if one was.
+
+    Raises
+    ------
+    InputError
+        Classes asked for where labels are too large to be classes.
+    """
     values = sorted(value for value in labels.values if value != 0)
+    ignore = IGNORE if values[-1] == IGNORE and 1 < len(values) <= _MOST_CLASSES else None
+    classes = [value for value in values if value != ignore]
+    if asked is not None:
+        if asked == "semantic" and classes[-1] >= IGNORE:
+            raise InputError(
+                "these labels are no classes",
+                where='the target "semantic"',
+                expected=f"labels from 0 to {IGNORE - 1}",
+                found=f"{labels.count} labels above 0, the highest {classes[-1]}",
+                fix=f"for ids of objects ask for another target: {', '.join(DERIVED)}",
+            )
+        return asked, ignore if asked == "semantic" else None, "asked for"
     if values == [1]:
         return "semantic", None, "the labels are 0 and 1: one class, or a single object"
     if len(values) == 1:
         return "foreground", None, f"the labels are 0 and {values[0]}: a mask"
-    ignore = IGNORE if values[-1] == IGNORE and len(values) <= _MOST_CLASSES else None
-    classes = [value for value in values if value != ignore]
     if labels.parts is not None and classes[-1] <= _MOST_CLASSES and labels.parts > 2:
         why = f"{len(classes)} labels above 0, each in about {labels.parts:.0f} separate parts: classes"
         return "semantic", ignore, f"{why}, not objects"
     if labels.open_background < _DENSE:
-        why = f"{labels.count} ids side by side with no open background: what is looked for lies between"
-        return "boundary", None, why
-    objects = f"{labels.count} ids with open background between them"
+        why = (
+            f"{labels.count:,} ids side by side: {labels.background:.1%} of the voxels are 0, and"
+            f" {labels.open_background:.1%} lie farther than {CORE // 2} voxels from every id"
+        )
+        return "boundary", None, f"{why}; what is looked for lies between the ids"
+    objects = f"{labels.count:,} ids with open background between them"
     if labels.touching > _TOUCH:
         why = f"{objects}, and {labels.touching:.0%} of their outlines touch another object"
         return "separated", None, why

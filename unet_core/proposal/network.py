@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import log2, prod
 
 from unet_core.architecture import UNetSpec
-from unet_core.budget import GIB, beside_training_bytes, training_bytes
+from unet_core.budget import CHUNKS_KEPT, GIB, beside_training_bytes, training_bytes
 from unet_core.errors import InputError
 from unet_core.geometry import Shape, round_up
 from unet_core.proposal.facts import INDEPENDENT, ImageFacts, LabelFacts, Machine
@@ -119,7 +119,7 @@ def _dtype(machine: Machine) -> str:
 def _needed(spec: UNetSpec, patch: Shape, batch: int, machine: Machine) -> int:
     """Bytes of the device's memory that a training takes, with a border weight map: data may ask for one."""
     step = training_bytes(spec, patch, batch, _dtype(machine))
-    beside = beside_training_bytes(spec, patch, batch, border=True)
+    beside = beside_training_bytes(spec, patch, batch, border=True) + CHUNKS_KEPT
     return step + beside if machine.device == "cpu" else step
 
 

@@ -39,6 +39,7 @@ def propose(
     *,
     region: Box | None = None,
     divided: bool = True,
+    target: Target | None = None,
 ) -> tuple[Choice, ...]:
     """Choices in the order in which a person would make them.
 
@@ -48,15 +49,17 @@ def propose(
         The box that the labels were looked at in; None is the whole image.
     divided
         Whether a part of the region is held out for validation; not so where whole volumes are.
+    target
+        What to learn, where that is known; chosen from the labels otherwise.
 
     Raises
     ------
     InputError
-        No network fits in memory, or a region of one voxel that is to be divided.
+        No network fits in memory, a region of one voxel that is to be divided, labels that are no classes.
     """
     region = region or Box.of_shape(image.shape)
     ndim, why_ndim = dimensions(image, labels)
-    target, ignore, why_target = choose_target(labels)
+    target, ignore, why_target = choose_target(labels, target)
     choices = [Choice("target", target, f"{why_target}. Also possible: {_others(target)}")]
     if ignore is not None:
         choices.append(Choice("ignore", ignore, "taken for voxels that nobody labelled; leave it out if not"))
@@ -64,8 +67,9 @@ def propose(
     classes = max(2, len(shares)) if target == "semantic" else len(DERIVED[target])
     if target == "semantic":
         choices.append(Choice("classes", classes, f"the highest label is {classes - 1}; 0 is a class, too"))
-    training, why_region = labelled_box(labels, region)
+    training = region
     if divided:
+        training, why_region = labelled_box(labels, region)
         training, held_out, why_split = split(labels, training, region, ndim=ndim)
         choices += [
             Choice("region", str(training), f"{why_region}; what is held out is left out"),

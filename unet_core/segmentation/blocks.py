@@ -21,6 +21,7 @@ from unet_core.normalisation import Scale, measure
 from unet_core.probe import probe
 from unet_core.pyramid import PyramidPlan
 from unet_core.segmentation.plan import KIND, PREDICT, Planned, SegmentPlan, identity_of
+from unet_core.table import TablePlan, quanta_of
 from unet_core.volumes import Store, Volume, create_multiscale, open_for_writing, write_box
 
 _CLASSES = np.dtype(np.uint8)  # of classes and probabilities
@@ -42,7 +43,27 @@ def resolve(plan: SegmentPlan, normalisation: str) -> SegmentPlan:
     if dtype == "auto":
         dtype = _choose_dtype(plan, volume, network, scale)
     predictor = inference.Predictor(network, scale=scale, device=plan.device, dtype=dtype)
-    return replace(plan, scale=scale, dtype=dtype, probe=probe(predictor, plan.tiling))
+    instances = plan.instances
+    if instances is not None:
+        instances = replace(instances, table=_table_of(plan, volume, scale))
+    probed = probe(predictor, plan.tiling)
+    return replace(plan, scale=scale, dtype=dtype, probe=probed, instances=instances)
+
+
+def _table_of(plan: SegmentPlan, volume: Volume, scale: Scale) -> TablePlan:
+    return TablePlan(
+        volume=volume.shape,
+        extent=plan.tiling.roi,
+        planar=volume.shape[0] == 1,
+        voxel_size=volume.voxel_size,
+        origin=volume.origin,
+        unit=volume.unit,
+        chunk=plan.tiling.chunk,
+        shard=plan.tiling.shard,
+        channels=volume.channels,
+        quanta=quanta_of(volume.dtype, scale.offset, [a + n for a, n in zip(scale.offset, scale.spread)]),
+        classes=plan.classes,
+    )
 
 
 def _choose_dtype(plan: SegmentPlan, volume: Volume, network: UNet, scale: Scale) -> str:

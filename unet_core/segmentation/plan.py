@@ -197,9 +197,7 @@ def plan_segmentation(
     _check_fit(model, volume)
     output = Store(request.to)
     require_apart(output, (source, Store(request.model)))
-    roi = request.roi or volume.box
-    if len(roi.lower) == 2 and volume.shape[0] == 1:  # y, x of a plane
-        roi = Box((0, *roi.lower), (1, *roi.upper))
+    roi = (request.roi or volume.box).in_volume(volume.shape)
     if len(roi.lower) != len(volume.shape):
         raise InputError(
             "the ROI has the wrong number of axes",

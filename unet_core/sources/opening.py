@@ -1,26 +1,21 @@
-"""Which reader a path needs; folders, patterns and series of files."""
+"""Which reader a path needs; series of files."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 from unet_core.errors import InputError
 from unet_core.sources.axes import resolve_axes
+from unet_core.sources.files import files_of, kind_of, readable
 from unet_core.sources.hdf5 import Hdf5Array
 from unet_core.sources.images import ImageFile
 from unet_core.sources.npz import NpyArray
 from unet_core.sources.source import Source, SourceSpec, Stored
-from unet_core.sources.stack import Stack, natural_order
+from unet_core.sources.stack import Stack
 from unet_core.sources.tiff import TiffArray
 
-_KINDS = {
-    "TIFF": (".tif", ".tiff", ".btf", ".tf8"),
-    "HDF5": (".h5", ".hdf5", ".hdf", ".he5"),
-    "NPZ": (".npz", ".npy"),
-    "image": (".png", ".jpg", ".jpeg", ".bmp"),
-}
 _STACKABLE = ("TIFF", "image")
 
 
@@ -45,7 +40,7 @@ def open_source(paths: Sequence[str], *, dataset: str | None = None, axes: str |
         not there or not named, axes that are wrong or cannot be guessed, an empty array, a data type
         that a volume cannot have.
     """
-    files = _expand(paths)
+    files = files_of(paths)
     kind = _common_kind(files)
     stored = _open_stored(kind, files, dataset)
     try:
@@ -72,41 +67,13 @@ def _open_stored(kind: str, files: Sequence[str], dataset: str | None) -> Stored
     return open_one(files[0]) if len(files) == 1 else Stack(files, open_one)
 
 
-def _expand(paths: Sequence[str]) -> tuple[str, ...]:
-    """The files that the paths mean: themselves, a folder's readable files, a pattern's matches."""
-    files: list[str] = []
-    for text in paths:
-        path = Path(text).expanduser()
-        if path.is_dir():
-            inside = [str(p) for p in path.iterdir() if _kind(str(p)) and not p.name.startswith(".")]
-            if not inside:
-                raise InputError(
-                    "this folder holds no file that can be read", where=text, expected=_readable()
-                )
-            files.extend(inside)
-        elif path.is_file():
-            files.append(str(path))
-        elif matches := [str(p) for p in _matches(path.absolute()) if p.is_file()]:
-            files.extend(matches)
-        else:
-            raise InputError("no such file", where=text, fix="check the path")
-    if not files:
-        raise InputError("no source was named", expected=_readable())
-    return tuple(sorted((str(Path(f).absolute()) for f in files), key=natural_order))
-
-
-def _matches(pattern: Path) -> Iterator[Path]:
-    root = Path(pattern.anchor)
-    return root.glob(str(pattern.relative_to(root)))
-
-
 def _common_kind(files: Sequence[str]) -> str:
-    kinds = {_kind(f): f for f in files}
+    kinds = {kind_of(f): f for f in files}
     if "" in kinds:
         raise InputError(
             "this kind of file is not read",
             where=kinds[""],
-            expected=_readable(),
+            expected=readable(),
             found=Path(kinds[""]).suffix or "no suffix",
         )
     if len(kinds) > 1:
@@ -125,12 +92,3 @@ def _common_kind(files: Sequence[str]) -> str:
             found=f"{len(files)} files",
         )
     return kind
-
-
-def _kind(path: str) -> str:
-    suffix = Path(path).suffix.lower()
-    return next((kind for kind, suffixes in _KINDS.items() if suffix in suffixes), "")
-
-
-def _readable() -> str:
-    return ", ".join(suffix for suffixes in _KINDS.values() for suffix in suffixes)

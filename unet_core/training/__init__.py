@@ -16,6 +16,7 @@ from unet_core.training.ranks import Ranks, joined
 from unet_core.training.requirements import bytes_per_rank, notes, require_memory
 from unet_core.training.saving import identity, save
 from unet_core.training.settings import TrainSettings
+from unet_core.training.speed import seconds_per_step
 from unet_core.training.validation import Preview, Validation, network_of, preview, validate
 
 KIND = "train"
@@ -46,6 +47,7 @@ __all__ = [
     "require_memory",
     "run",
     "save",
+    "seconds_per_step",
     "trained_by_others",
     "validate",
 ]

@@ -33,7 +33,11 @@ LOADERS = 2  # threads that read and augment patches
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """One step, as plain data. `scores` where a validation followed it (`Validation.to_dict`)."""
+    """One step, as plain data.
+
+    `looked` where its network was looked at, and `on_validation` told; then `scores` are those of the
+    validation (`Validation.to_dict`), None where nothing is held out.
+    """
 
     step: int
     steps: int
@@ -41,6 +45,7 @@ class Progress:
     learning_rate: float
     patches_per_second: float
     scores: dict[str, Any] | None = None
+    looked: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,7 +220,7 @@ class _Loop:
                 fix="lower the learning rate; the same command goes on from the last checkpoint",
             )
         rate = learning_rate(step, settings.steps, settings.optimisation)
-        facts = {"learning_rate": rate, "patches_per_second": self._speed}
+        facts: dict[str, Any] = {"learning_rate": rate, "patches_per_second": self._speed}
         self.history.add_loss(step, value, steps=settings.steps, **facts)
         scores = None
         if validate_too:
@@ -231,7 +236,8 @@ class _Loop:
             if self._show is not None and self._ranks.is_first:
                 self._show(self.history, network)
         if self._tell is not None:
-            self._tell(Progress(step=step, steps=settings.steps, loss=value, scores=scores, **facts))
+            facts |= {"scores": scores, "looked": validate_too}
+            self._tell(Progress(step=step, steps=settings.steps, loss=value, **facts))
 
     def _require_finite_weights(self, step: int) -> None:
         """Before they are kept: a training that goes on from such weights can only fail again."""

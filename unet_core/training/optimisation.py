@@ -44,7 +44,8 @@ class Optimisation:
     freeze_norm
         Share of the steps after which batch norm scales by its running statistics, as in inference. Until
         then it scales every batch by its own, and so takes away what brightness and contrast augmentation
-        did: a network that saw nothing else fails on the next image that is a little brighter. 1 never does.
+        did: a network that saw nothing else fails on the next image that is a little brighter. The training
+        goes on from the average of weights, with an optimiser that begins anew. 1 never does so.
     """
 
     optimiser: Optimiser = "adamw"
@@ -124,13 +125,6 @@ class WeightAverage:
         decay = min(self.decay, (1 + step) / (10 + step))
         current = _floats(network)
         torch._foreach_lerp_([self.weights[name] for name in current], list(current.values()), 1 - decay)
-
-    @torch.no_grad()
-    def give_statistics(self, network: nn.Module) -> None:
-        """Replace batch norm's running statistics in the network by their averages."""
-        for name, statistic in network.named_buffers():
-            if name in self.weights:
-                statistic.copy_(self.weights[name])
 
     def state_of(self, network: nn.Module) -> dict[str, Tensor]:
         """The averaged network as a state dict."""

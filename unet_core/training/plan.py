@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from unet_core.architecture import UNetSpec
-from unet_core.budget import choose_tile
+from unet_core.budget import CHUNKS_KEPT, choose_tile
 from unet_core.checkpoint import adopt, load_model
 from unet_core.errors import InputError
 from unet_core.geometry import Box, round_up
@@ -19,6 +19,7 @@ from unet_core.loss import balanced_weights
 from unet_core.model import UNet
 from unet_core.normalisation import NormalisationRule, Scale, measure
 from unet_core.placement import Places, find_places
+from unet_core.recent import Recent
 from unet_core.sampling import Sampler
 from unet_core.targets import class_names
 from unet_core.tiling import Footprint, Tiling
@@ -116,7 +117,7 @@ class Plan:
             sampler=_sampler(
                 spec,
                 settings,
-                sources=tuple(map(LabelledRegion.open, data["sources"])),
+                sources=list(map(LabelledRegion.open, data["sources"])),
                 scales=tuple(map(Scale.from_dict, data["scales"])),
                 places=Places.from_dict(data["places"]),
                 weights=None if data["weights"] is None else tuple(data["weights"]),
@@ -174,7 +175,7 @@ def prepare(
         sampler=_sampler(
             spec,
             settings,
-            sources=tuple(sources),
+            sources=sources,
             scales=scales[: len(sources)],
             places=places,
             weights=None if weights is None else tuple(weights),
@@ -200,8 +201,12 @@ def _labelling(spec: UNetSpec, settings: TrainSettings) -> Labelling:
     )
 
 
-def _sampler(spec: UNetSpec, settings: TrainSettings, **drawn_from: Any) -> Sampler:
+def _sampler(
+    spec: UNetSpec, settings: TrainSettings, *, sources: Sequence[LabelledRegion], **drawn_from: Any
+) -> Sampler:
+    recent = Recent(CHUNKS_KEPT)
     return Sampler(
+        sources=tuple(source.keeping(recent) for source in sources),
         labelling=_labelling(spec, settings),
         footprint=Footprint.of(spec),
         patch=settings.patch,

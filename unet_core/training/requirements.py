@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from unet_core.budget import GIB, WORKER_BASE, beside_training_bytes, training_bytes
+from unet_core.budget import CHUNKS_KEPT, GIB, WORKER_BASE, beside_training_bytes, training_bytes
 from unet_core.errors import InputError
-from unet_core.geometry import ceil_div
+from unet_core.geometry import ceil_div, round_up
 from unet_core.training.plan import Plan
 
 
@@ -20,7 +20,9 @@ def bytes_per_rank(plan: Plan, ranks: int, *, dtype: str) -> int:
     part = ceil_div(items, settings.accumulate)
     step = training_bytes(plan.spec, patch, part, dtype, optimiser_states=states, average=average)
     beside = beside_training_bytes(plan.spec, patch, items, border=settings.border is not None)
-    return WORKER_BASE + step + beside
+    arrays = {v.where: v.array.nbytes for s in plan.sampler.sources for v in (s.image, s.labels)}
+    kept = plan.sampler.kept_bytes + min(CHUNKS_KEPT, sum(arrays.values()))
+    return WORKER_BASE + step + beside + kept
 
 
 def require_memory(plan: Plan, ranks: int, *, dtype: str, available: int) -> None:
@@ -37,23 +39,27 @@ def require_memory(plan: Plan, ranks: int, *, dtype: str, available: int) -> Non
             "this training does not fit in memory",
             expected=f"{ranks * needed / GIB:.2f} GiB for {ranks} rank{'s' if ranks > 1 else ''}",
             found=f"{available / GIB:.2f} GiB available",
-            fix="choose a smaller --patch, --batch or --base, a larger --accumulate, or a 16-bit --dtype",
+            fix=f"choose a smaller --patch{_enough(plan)}, --batch or --base, a larger --accumulate, or a"
+            " 16-bit --dtype",
         )
+
+
+def _enough(plan: Plan) -> str:
+    """For a patch that is larger than all regions: the one that covers them."""
+    regions = [source.region.shape for source in plan.sampler.sources]
+    stride = plan.sampler.footprint.stride
+    covering = tuple(round_up(max(lengths), s) for lengths, s in zip(zip(*regions), stride))
+    smaller = tuple(map(min, covering, plan.settings.patch))
+    if smaller == plan.settings.patch:
+        return ""
+    return f" ({','.join(map(str, smaller[3 - plan.spec.ndim :]))} covers every region)"
 
 
 def notes(plan: Plan) -> Iterator[str]:
     """What is allowed and may surprise, one sentence each."""
-    for source in plan.sampler.sources:
-        short = [
-            f"{axis} ({n} of {p})"
-            for axis, n, p in zip("zyx", source.image.shape, plan.settings.patch)
-            if n < p
-        ]
-        if short:
-            yield (
-                f"{source.image.url} is smaller than a patch along {', '.join(short)}: it is mirrored there,"
-                " and the loss covers what is labelled"
-            )
+    if small := [*_smaller_than_a_patch(plan)]:
+        more = f" (and {len(small) - 1} more of the {len(plan.sampler.sources)} regions)" if small[1:] else ""
+        yield f"{small[0]}{more}: it is mirrored there, and the loss covers what is labelled"
     if not plan.validation:
         yield "no region is held out: nothing is validated, and the last weights are kept, not the best"
         if plan.settings.early_stop:
@@ -68,3 +74,10 @@ def notes(plan: Plan) -> Iterator[str]:
     names = [name for name, n in zip(plan.class_names, plan.voxels_per_class) if not n]
     if names:
         yield f"no voxel of {', '.join(names)} was found in the labels that were looked at"
+
+
+def _smaller_than_a_patch(plan: Plan) -> Iterator[str]:
+    for source in plan.sampler.sources:
+        sizes = zip("zyx", source.image.shape, plan.settings.patch)
+        if short := [f"{axis} ({n} of {p})" for axis, n, p in sizes if n < p]:
+            yield f"{source.image.url} is smaller than a patch along {', '.join(short)}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -20,6 +21,7 @@ from zarr.core import sync as zarr_sync
 from unet_core.errors import DataError, UnetFlowsError
 from unet_core.geometry import Box, Shape
 from unet_core.metadata import SPATIAL
+from unet_core.recent import Recent
 from unet_core.volumes.faults import scrub
 from unet_core.volumes.shards import Extent, read_whole, write_whole
 from unet_core.volumes.zarr_store import CheckedStore
@@ -55,6 +57,21 @@ def read_checked(array: zarr.Array[Any], selection: Selection, axes: Sequence[st
         for chunk, reason in _damaged(array, selection):
             raise _data_error(array, selection, axes, chunk, reason) from None
         raise  # no chunk of it: the caller's mistake
+
+
+def read_kept(
+    array: zarr.Array[Any], selection: Selection, axes: Sequence[str], recent: Recent
+) -> NDArray[Any]:
+    """`read_checked`, from chunks that `recent` keeps decoded: for who comes back to the same ones."""
+    extent = _extent(array, selection)
+    result = np.empty([b - a for a, b in extent], array.dtype)
+    for chunk in _chunks_of(array, extent):
+        whole = tuple(slice(a, b) for a, b in chunk)
+        data = recent.get(array, tuple(chunk), partial(read_checked, array, whole, axes))
+        met = [(max(a, first), min(b, last)) for (a, b), (first, last) in zip(extent, chunk)]
+        into = tuple(slice(a - start, b - start) for (a, b), (start, _) in zip(met, extent))
+        result[into] = data[tuple(slice(a - start, b - start) for (a, b), (start, _) in zip(met, chunk))]
+    return result[tuple(slice(None) if isinstance(s, slice) else 0 for s in selection)]
 
 
 def write_checked(

@@ -36,6 +36,7 @@ from unet_core.volumes.faults import (
     reached,
     scrub,
 )
+from unet_core.volumes.ranges import RangeFile
 from unet_core.volumes.zarr_store import CheckedStore
 
 T = TypeVar("T")
@@ -160,6 +161,32 @@ class Store:
                 raise
 
         return self._persist(key, attempt)
+
+    def ranges(self, key: str) -> RangeFile:
+        """An object as a file of which parts can be read.
+
+        Raises
+        ------
+        FileNotFoundError
+            No such object.
+        """
+        return RangeFile(self._store, key, self._there)
+
+    def _there(self, key: str, request: Callable[[], T]) -> T:
+        """A request of an object that must be there."""
+
+        def attempt() -> T | None:
+            try:
+                return request()
+            except (BaseError, OSError) as error:
+                if is_missing(error):
+                    return None
+                raise
+
+        answer = self._persist(key, attempt)
+        if answer is None:
+            raise FileNotFoundError(f"{self.url}/{key}")
+        return answer
 
     def write(self, key: str, data: bytes, *, durable: bool = False) -> None:
         """Put an object, whole or not at all, over whatever was there.

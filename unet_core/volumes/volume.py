@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,8 @@ from zarr.errors import NodeTypeValidationError
 from unet_core.errors import DataError, InputError
 from unet_core.geometry import Box, Grid, Shape, mirrored_span
 from unet_core.metadata import AXES, SPATIAL, Dataset, Multiscale, parse_multiscale
-from unet_core.volumes.chunks import box_of_key, read_checked
+from unet_core.recent import Recent
+from unet_core.volumes.chunks import box_of_key, read_checked, read_kept
 from unet_core.volumes.faults import before_work
 from unet_core.volumes.stores import Store
 from unet_core.volumes.zarr_store import CheckedStore
@@ -45,6 +46,7 @@ class Volume:
     unit: str | None
     metadata_digest: str
     array: zarr.Array[Any]
+    _recent: Recent | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def open(
@@ -195,6 +197,10 @@ class Volume:
                 data = np.take(data, mirrored_indices(start, stop, n) - low, axis=axis)
         return data
 
+    def keeping(self, recent: Recent) -> Volume:
+        """The same volume, whose chunks `recent` keeps decoded: for many small reads all over it."""
+        return replace(self, _recent=recent)
+
     def take_absent(self) -> frozenset[Box]:
         """Chunks met by reads since the last call whose objects are not there: z, y, x boxes, clipped.
 
@@ -233,7 +239,9 @@ class Volume:
     def _stored(self, selection: Mapping[str, int | slice]) -> NDArray[Any]:
         """One part of the array, in its own order of axes."""
         part = tuple(selection[a] for a in self.axes)
-        return read_checked(self.array, part, self.axes)
+        if self._recent is None:
+            return read_checked(self.array, part, self.axes)
+        return read_kept(self.array, part, self.axes, self._recent)
 
 
 def mirrored_indices(start: int, stop: int, length: int) -> NDArray[np.intp]:

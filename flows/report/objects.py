@@ -1,0 +1,96 @@
+"""The picture of instances: every object in a colour of its own, raw, truth and prediction side by side.
+
+| raw | truth | objects |        one row per plane; without a truth: | raw | objects |
+
+Hues of consecutive ids lie far apart, and outlines are drawn where ids meet: two neighbours that chance to be
+alike still show as two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from skimage.color import hsv2rgb
+
+from flows.report.composition import Panel, compose
+from flows.report.panels import grey
+from flows.report.picture import boxes_of_planes
+from unet_core.errors import InputError
+from unet_core.evaluation.comparison import require_inside, require_labels, require_same_shape
+from unet_core.geometry import Box
+from unet_core.volumes import Volume
+
+_GOLDEN = (5**0.5 - 1) / 2  # multiples of it, modulo 1, are spread as evenly as can be
+_TONES = np.array([[0.95, 1.0], [0.55, 1.0], [0.95, 0.7]])  # saturation, value
+_OPACITY, _OUTLINE = 0.45, 0.9
+
+
+def write_object_picture(
+    path: str | Path,
+    *,
+    image: Volume,
+    labels: Volume,
+    truth: Volume | None = None,
+    planes: Sequence[int] | None = None,
+    roi: Box | None = None,
+) -> Path:
+    """Write a PNG with one row per plane; only these planes are read.
+
+    Parameters
+    ----------
+    image, planes, roi
+        As `write_picture` takes them.
+    labels, truth
+        One id per object, 0 the background, of the image's shape.
+
+    Raises
+    ------
+    InputError
+        Shapes that differ, labels that are not integers, a plane or ROI outside the volume, or a path that
+        cannot be written.
+    """
+    require_inside(roi, image, what="the ROI")
+    shown = [("truth", truth), ("objects", labels)] if truth is not None else [("objects", labels)]
+    for what, volume in shown:
+        require_labels(volume, what=what)
+        require_same_shape(volume, image)
+    boxes = boxes_of_planes(image, roi or image.box, planes)
+    rows = []
+    for box, raw in zip(boxes, grey([image.read(box)[:, 0] for box in boxes])):
+        row = [Panel(f"raw, z = {box.lower[0]}", raw)]
+        row += [Panel(what, coloured(raw, volume.read(box)[0, 0])) for what, volume in shown]
+        rows.append(row)
+    cut = boxes[0]
+    notes = [
+        "a colour for each object, an outline where it meets another",
+        f"y {cut.lower[1]}:{cut.upper[1]}, x {cut.lower[2]}:{cut.upper[2]}",
+    ]
+    try:
+        compose(rows, [], notes=notes).save(path, format="PNG", optimize=True)
+    except OSError as error:
+        raise InputError("the picture cannot be written", where=path, found=error.strerror) from None
+    return Path(path)
+
+
+def coloured(raw: NDArray[np.uint8], ids: NDArray[Any]) -> NDArray[np.uint8]:
+    """Every id above 0 of (y, x) in its colour over (y, x, RGB) pixels; outlines nearly opaque."""
+    known, place = np.unique(ids, return_inverse=True)
+    hue = known.astype(np.float64) * _GOLDEN % 1
+    tone = _TONES[known.astype(np.uint64) % np.uint64(len(_TONES))]
+    colours = 255 * hsv2rgb(np.column_stack([hue, tone]))[place.reshape(ids.shape)]
+    opacity = np.where(_outlines(ids), _OUTLINE, _OPACITY) * (ids != 0)
+    blended = raw + opacity[..., np.newaxis] * (colours - raw)
+    result: NDArray[np.uint8] = blended.round().astype(np.uint8)
+    return result
+
+
+def _outlines(ids: NDArray[Any]) -> NDArray[np.bool_]:
+    """Voxels with another id to the right or below."""
+    found = np.zeros(ids.shape, bool)
+    found[:-1] |= ids[:-1] != ids[1:]
+    found[:, :-1] |= ids[:, :-1] != ids[:, 1:]
+    return found
