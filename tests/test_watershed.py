@@ -15,9 +15,11 @@ from unet_core.errors import InputError
 from unet_core.geometry import Box, Grid, Shape
 from unet_core.instances import kinds
 from unet_core.instances.evidence import InMemory
-from unet_core.instances.watershed import Criterion, HeightMap, label_basins
+from unet_core.instances.watershed import Criterion, HeightMap
 from unet_core.instances.watershed.basins import neighbours
-from unet_core.instances.watershed.distance import UNIT, bounded_distance, reach, squared_edges
+from unet_core.instances.watershed.distance import bounded_distance
+from unet_core.instances.watershed.heights import UNIT, reach, squared_edges
+from unet_core.instances.watershed.in_memory import label_basins
 
 NONE = Criterion()
 

@@ -167,4 +167,5 @@ def missing_arrays(store: Store, stage: Stage) -> list[str]:
 
 def _meets(stage: Stage, index: int, extents: list[tuple[int, Box]]) -> bool:
     timepoint, box = stage.extent(index)
-    return any(t == timepoint and box.intersect(other) for t, other in extents)
+    seen = box.grow(stage.margin, stage.margin)
+    return any(t == timepoint and seen.intersect(other) for t, other in extents)

@@ -18,6 +18,8 @@ from unet_core.instances.evidence import InStore
 from unet_core.instances.faces import Faces, all_contacts, faces_of
 from unet_core.instances.foreground import by_class, by_threshold
 from unet_core.instances.plan import InstancePlan
+from unet_core.instances.watershed import inputs, stages
+from unet_core.instances.watershed.settings import WatershedPlan
 from unet_core.ledger import Done, Ledger, digest_of_objects, require_epoch
 from unet_core.ledger.quick import quick_digest
 from unet_core.table import TablePlan, write_sums, write_tables
@@ -42,7 +44,7 @@ class InstanceWorker:
         """One block of a stage, committed. Doing it twice is harmless."""
         require_epoch(self._store, self._epoch)
         evidence = InStore(self._store, self._source, _SOURCED)
-        written = _FUNCTIONS[stage](self, index, evidence)
+        written = _FUNCTIONS[self._plan.method][stage](self, index, evidence)
         digests = dict(evidence.digests)
         if written is not None:
             digests[""] = bytes.fromhex(quick_digest(written))
@@ -82,6 +84,35 @@ class InstanceWorker:
 
     def _merge(self, index: int, evidence: InStore) -> None:
         merging.merge(self._blocking, evidence, min_size=self._plan.min_size)
+
+    def _label_basins(self, index: int, evidence: InStore) -> NDArray[Any]:
+        box, own = self._blocking.box(index), self._plan
+        heights = inputs.heights_around(
+            box,
+            own.roi,
+            self._watershed,
+            own.foreground,
+            own.threshold,
+            probabilities=lambda part: self._read(plan.PROBABILITIES, part),
+            classes=lambda part: self._read(plan.CLASSES, part)[0],
+        )
+        labels = stages.label(
+            heights, self._blocking, index, evidence, self._watershed.simplification, own.connectivity
+        )
+        write_box(self._array(plan.LOCAL), box, labels)
+        return labels
+
+    def _basin_seams(self, index: int, evidence: InStore) -> None:
+        stages.seams(self._blocking, index, evidence, self._plan.connectivity)
+
+    def _merge_basins(self, index: int, evidence: InStore) -> None:
+        stages.merge_all(self._blocking, evidence, self._watershed.criterion, min_size=self._plan.min_size)
+
+    @property
+    def _watershed(self) -> WatershedPlan:
+        if self._plan.watershed is None:
+            raise RuntimeError(f"a plan of {self._plan.method} has no watershed")
+        return self._plan.watershed
 
     def _relabel(self, index: int, evidence: InStore) -> NDArray[Any]:
         box = self._blocking.box(index)
@@ -149,13 +180,25 @@ class InstanceWorker:
 
 
 _SOURCED = frozenset((kinds.OBJECTS, kinds.SEAMS))
-_FUNCTIONS: dict[str, Callable[[InstanceWorker, int, InStore], NDArray[Any] | None]] = {
-    plan.ENCLOSE: InstanceWorker._enclose,
-    plan.HOLE_SEAMS: InstanceWorker._hole_seams,
-    plan.FILL: InstanceWorker._fill,
-    plan.LABEL: InstanceWorker._label,
-    plan.SEAMS: InstanceWorker._seams,
-    plan.MERGE: InstanceWorker._merge,
+Function = Callable[[InstanceWorker, int, InStore], NDArray[Any] | None]
+_SHARED: dict[str, Function] = {
     plan.RELABEL: InstanceWorker._relabel,
     plan.TABLE: InstanceWorker._write_table,
+}
+_FUNCTIONS: dict[str, dict[str, Function]] = {
+    "components": {
+        plan.ENCLOSE: InstanceWorker._enclose,
+        plan.HOLE_SEAMS: InstanceWorker._hole_seams,
+        plan.FILL: InstanceWorker._fill,
+        plan.LABEL: InstanceWorker._label,
+        plan.SEAMS: InstanceWorker._seams,
+        plan.MERGE: InstanceWorker._merge,
+        **_SHARED,
+    },
+    "watershed": {
+        plan.LABEL: InstanceWorker._label_basins,
+        plan.SEAMS: InstanceWorker._basin_seams,
+        plan.MERGE: InstanceWorker._merge_basins,
+        **_SHARED,
+    },
 }

@@ -27,6 +27,8 @@ class Stage:
         Whether the digest of its one array, of integers, is `quick.quick_digest` instead of `digest_of`.
     objects
         Keys of plain objects that a block writes beside the arrays; one that ends in "/" is a folder of them.
+    margin
+        Voxels around its box that a block is made from, too.
     factors
         Voxels of the finest level per voxel of these arrays, z, y, x.
     """
@@ -37,6 +39,7 @@ class Stage:
     target: Callable[[int], tuple[int, Box]]
     quick: bool = False
     objects: Callable[[int], Iterable[str]] = _none
+    margin: Shape = (0, 0, 0)
     factors: Shape = (1, 1, 1)
 
     def extent(self, index: int) -> tuple[int, Box]:

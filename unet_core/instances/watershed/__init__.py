@@ -10,6 +10,6 @@ Blocks change nothing: everything is decided by integers and by orders that are 
 
 from unet_core.instances.watershed.criterion import Criterion
 from unet_core.instances.watershed.heights import VOXEL, HeightMap
-from unet_core.instances.watershed.in_memory import label_basins
+from unet_core.instances.watershed.settings import WatershedPlan, plan_watershed
 
-__all__ = ["VOXEL", "Criterion", "HeightMap", "label_basins"]
+__all__ = ["VOXEL", "Criterion", "HeightMap", "WatershedPlan", "plan_watershed"]

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from math import isfinite
 
 from unet_core.errors import InputError
-from unet_core.instances.compiled import Integer, compiled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,16 +57,3 @@ class Criterion:
             and self.prominence >= finer.prominence
             and self.depth >= finer.depth
         )
-
-
-@compiled
-def is_one(
-    saddle: Integer, lower: Integer, higher: Integer, persistence: float, prominence: float, depth: int
-) -> bool:
-    """Whether the saddle is too shallow to separate two peaks.
-
-    If so, it is also where the saddle is higher, the lower peak lower or the higher peak higher: all that is
-    merged in pieces rests on that.
-    """
-    missing = lower - saddle
-    return bool(missing <= depth or missing <= persistence * lower or missing <= prominence * higher)

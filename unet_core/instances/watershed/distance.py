@@ -8,30 +8,12 @@ distances are bounded, a plain search of the neighbouring lines, many voxels at 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from math import floor, isqrt
-
 import numpy as np
 from numpy.typing import NDArray
 
-from unet_core.geometry import Box, Shape
+from unet_core.geometry import Box
 from unet_core.instances.compiled import compiled
-
-UNIT = 64  # squared distances are counted in 1/64 of the smallest edge squared: the rounding of odd edges
-
-
-def squared_edges(voxel_size: Sequence[float], *, planar: bool = False) -> tuple[int, int, int]:
-    """Squared voxel edges z, y, x as integers, those of the smallest edge being `UNIT`; z 0 where planar."""
-    edges = [float(edge) for edge in voxel_size]
-    smallest = min(edges[1:] if planar else edges)
-    z, y, x = (max(1, round(UNIT * (edge / smallest) ** 2)) for edge in edges)
-    return (0 if planar else z), y, x
-
-
-def reach(radius: int, voxel_size: Sequence[float], *, planar: bool = False) -> Shape:
-    """Voxels beyond a box, z, y, x, that can be nearer than `radius` smallest edges."""
-    squares = squared_edges(voxel_size, planar=planar)
-    return tuple(0 if s == 0 else floor(isqrt(UNIT * radius * radius // s)) for s in squares)
+from unet_core.instances.watershed.heights import UNIT, VOXEL
 
 
 def bounded_distance(
@@ -127,4 +109,25 @@ def _across(squared: NDArray[np.int32], square: int, first: int, stop: int) -> N
                     k += 1
                     if k & 3 == 0:
                         most = out.max()
+    return found
+
+
+@compiled
+def add_root(total: NDArray[np.int32], squared: NDArray[np.int32]) -> None:
+    """Add distances in `VOXEL`s to a sum."""
+    sums, squares = total.reshape(-1), squared.reshape(-1)
+    for k in range(sums.size):
+        sums[k] += np.int32(np.sqrt(np.float64(squares[k] * (VOXEL * VOXEL // UNIT))))
+
+
+@compiled
+def finish(
+    total: NDArray[np.int32], levels: int, inside: NDArray[np.uint8], mask: NDArray[np.bool_]
+) -> NDArray[np.uint16]:
+    """The mean of so many distances, a quarter of p in heights and 1; 0 where nothing is wanted."""
+    found = np.zeros(total.shape, np.uint16)
+    flat, sums, p, wanted = found.reshape(-1), total.reshape(-1), inside.reshape(-1), mask.reshape(-1)
+    for k in range(flat.size):
+        if wanted[k]:
+            flat[k] = 1 + sums[k] // levels + (p[k] >> 2)
     return found

@@ -13,17 +13,18 @@ around it. Beyond the volume nothing ends.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isqrt
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unet_core.errors import InputError
 from unet_core.geometry import Box, Shape
-from unet_core.instances.compiled import compiled
-from unet_core.instances.watershed.distance import bounded_distance, reach, squared_edges
 
 VOXEL = 64  # heights per smallest voxel edge
+UNIT = 64  # squared distances are counted in 1/64 of the smallest edge squared: the rounding of odd edges
 _RADIUS_MOST = 2**16 // VOXEL - 2
 
 
@@ -86,12 +87,15 @@ class HeightMap:
         -------
         uint16 (z, y, x) of `within`, in 1 / `VOXEL` of the smallest edge; 0 outside the mask, else above.
         """
+        # Here, because numba takes its time, and whoever plans needs no kernel.
+        from unet_core.instances.watershed.distance import add_root, bounded_distance, finish
+
         box = within or Box.of_shape(inside.shape)
         squares = squared_edges(self.voxel_size, planar=self.planar)
         total = np.zeros(box.shape, np.int32)
         for level in self.levels:
-            _add_root(total, bounded_distance(inside >= level, squares, self.radius, within=box))
-        found: NDArray[np.uint16] = _finish(
+            add_root(total, bounded_distance(inside >= level, squares, self.radius, within=box))
+        found: NDArray[np.uint16] = finish(
             total,
             len(self.levels),
             np.ascontiguousarray(inside[box.slices]),
@@ -100,21 +104,15 @@ class HeightMap:
         return found
 
 
-@compiled
-def _add_root(total: NDArray[np.int32], squared: NDArray[np.int32]) -> None:
-    """Add distances, in `VOXEL`s; squared ones are in 1 / 64."""
-    sums, squares = total.reshape(-1), squared.reshape(-1)
-    for k in range(sums.size):
-        sums[k] += np.int32(np.sqrt(np.float64(squares[k]) * 64))
+def squared_edges(voxel_size: Sequence[float], *, planar: bool = False) -> tuple[int, int, int]:
+    """Squared voxel edges z, y, x as integers, those of the smallest edge being `UNIT`; z 0 where planar."""
+    edges = [float(edge) for edge in voxel_size]
+    smallest = min(edges[1:] if planar else edges)
+    z, y, x = (max(1, round(UNIT * (edge / smallest) ** 2)) for edge in edges)
+    return (0 if planar else z), y, x
 
 
-@compiled
-def _finish(
-    total: NDArray[np.int32], levels: int, inside: NDArray[np.uint8], mask: NDArray[np.bool_]
-) -> NDArray[np.uint16]:
-    found = np.zeros(total.shape, np.uint16)
-    flat, sums, p, wanted = found.reshape(-1), total.reshape(-1), inside.reshape(-1), mask.reshape(-1)
-    for k in range(flat.size):
-        if wanted[k]:
-            flat[k] = 1 + sums[k] // levels + (p[k] >> 2)
-    return found
+def reach(radius: int, voxel_size: Sequence[float], *, planar: bool = False) -> Shape:
+    """Voxels beyond a box, z, y, x, that can be nearer than `radius` smallest edges."""
+    squares = squared_edges(voxel_size, planar=planar)
+    return tuple(0 if s == 0 else isqrt(UNIT * radius * radius // s) for s in squares)

@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unet_core.instances.compiled import Integer, compiled
-from unet_core.instances.watershed.criterion import Criterion, is_one
+from unet_core.instances.watershed.criterion import Criterion
+from unet_core.instances.watershed.simplify import is_one
 from unet_core.instances.watershed.spill import EdgeSpill
 
 NODES_MOST = 2**32 - 1
-NODE_BYTES = 28  # of memory per node, at most at a time
 
 
 def merge(

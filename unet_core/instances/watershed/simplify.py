@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unet_core.instances.compiled import Integer, compiled
-from unet_core.instances.watershed.criterion import Criterion, is_one
+from unet_core.instances.watershed.criterion import Criterion
 from unet_core.instances.watershed.saddles import Pairs, grown, height_of, slot_of
 
 
@@ -69,6 +69,19 @@ def simplify(
     group = rank[group]
     a, b = group[pairs.a - 1] + 1, group[pairs.b - 1] + 1
     return Simplified(group, Pairs(*_combined(a, b, pairs.saddle, pairs.area)))
+
+
+@compiled
+def is_one(
+    saddle: Integer, lower: Integer, higher: Integer, persistence: float, prominence: float, depth: int
+) -> bool:
+    """Whether the saddle is too shallow to separate two peaks.
+
+    If so, it is also where the saddle is higher, the lower peak lower or the higher peak higher: all that is
+    merged in pieces rests on that.
+    """
+    missing = lower - saddle
+    return bool(missing <= depth or missing <= persistence * lower or missing <= prominence * higher)
 
 
 @compiled

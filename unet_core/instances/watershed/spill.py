@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from unet_core.instances.watershed.seams import JOINED
 
-EDGE_BYTES = 17  # on disk
 _WORKING = 40  # bytes of memory per edge of a range while it is sorted
 _SAMPLES = 4096  # saddles of a run that stand for all when ranges are chosen
 
@@ -39,7 +38,7 @@ class EdgeSpill:
     Parameters
     ----------
     folder
-        Where runs are written; `EDGE_BYTES` per edge.
+        Where runs are written; `settings.EDGE_BYTES` per edge.
     memory
         Bytes that sorting may take.
     """

@@ -10,15 +10,18 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 
-from unet_core.errors import InputError
+from unet_core.budget import GIB
+from unet_core.errors import InputError, StoreError
 from unet_core.instances.blocking import OFFSETS, Blocking, Connectivity
 from unet_core.instances.evidence import Arrays, Evidence
 from unet_core.instances.faces import Faces, faces_of
@@ -29,6 +32,7 @@ from unet_core.instances.watershed.block import label_block
 from unet_core.instances.watershed.criterion import Criterion
 from unet_core.instances.watershed.merging import NODES_MOST, merge
 from unet_core.instances.watershed.seams import HEIGHTS, LABELS, LEAVES_TO, seam_edges
+from unet_core.instances.watershed.settings import EDGE_BYTES, NODE_BYTES
 from unet_core.instances.watershed.spill import Batch, EdgeSpill
 
 _NEVER = np.uint64(2**64 - 1)  # no voxel
@@ -103,9 +107,14 @@ def merge_all(
     ------
     InputError
         More labels than this merge can number.
+    StoreError
+        Not enough memory or scratch disk.
     """
     indices = range(len(blocking))
-    peaks = [objects["peak"] for objects in evidence.read_all(OBJECTS, indices)]
+    peaks, pairs = [], 0
+    for objects, found in zip(evidence.read_all(OBJECTS, indices), evidence.read_all(SEAMS, indices)):
+        peaks.append(objects["peak"].copy())  # alone: a view would keep all of them
+        pairs += len(objects["a"]) + len(found["a"])
     starts = np.concatenate([[0], np.cumsum([len(p) for p in peaks], dtype=np.int64)])
     _require_countable(int(starts[-1]))
     peak = np.concatenate([np.zeros(0, np.uint16), *peaks])
@@ -118,6 +127,7 @@ def merge_all(
         return found
 
     with tempfile.TemporaryDirectory(dir=scratch, prefix="unet-flows-edges-") as folder:
+        _require_room(int(starts[-1]), pairs, memory, folder)
         edges = EdgeSpill(Path(folder), memory=memory)
         for batch in _batches(blocking, evidence, starts):
             edges.append(batch)
@@ -165,6 +175,20 @@ def _batch(edges: Arrays, a: int, b: int) -> Batch:
         (edges["b"].astype(np.int64) + (b - 1)).astype(np.uint32),
         edges["direction"],
     )
+
+
+def _require_room(nodes: int, edges: int, memory: int, folder: str) -> None:
+    """Refuse a merge that this machine cannot do, with the numbers, before it fills the disk."""
+    needed, free = memory + NODE_BYTES * nodes, psutil.virtual_memory().available
+    disk, left = EDGE_BYTES * edges, shutil.disk_usage(folder).free
+    for what, much, there in (("memory", needed, free), (f"the disk of {folder}", disk, left)):
+        if much > there:
+            raise StoreError(
+                f"the merge of {nodes:,} pieces of basins does not fit in {what}",
+                expected=f"{much / GIB:.2f} GiB",
+                found=f"{there / GIB:.2f} GiB",
+                fix="free some, or go on where there is more; TMPDIR names the folder for edges",
+            )
 
 
 def _require_countable(nodes: int) -> None:
