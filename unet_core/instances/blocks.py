@@ -20,7 +20,7 @@ from unet_core.instances.foreground import by_class, by_threshold
 from unet_core.instances.plan import InstancePlan
 from unet_core.instances.watershed import inputs, stages
 from unet_core.instances.watershed.settings import WatershedPlan
-from unet_core.ledger import Done, Ledger, digest_of, digest_of_objects, require_epoch
+from unet_core.ledger import Done, Ledger, digest_of_objects, quick_digest, require_epoch
 from unet_core.table import TablePlan, write_sums, write_tables
 from unet_core.volumes import Store, Volume, open_for_reading, open_for_writing, read_box, write_box
 
@@ -43,10 +43,10 @@ class InstanceWorker:
         """One block of a stage, committed. Doing it twice is harmless."""
         require_epoch(self._store, self._epoch)
         evidence = InStore(self._store, self._source, _SOURCED)
-        written = _FUNCTIONS[self._plan.method, stage](self, index, evidence)
+        written = _FUNCTIONS[self._plan.method][stage](self, index, evidence)
         digests = dict(evidence.digests)
         if written is not None:
-            digests[""] = bytes.fromhex(digest_of(written))
+            digests[""] = bytes.fromhex(quick_digest(written))
         digest = digest_of_objects(digests) if evidence.digests or written is None else digests[""].hex()
         Ledger(self._store, stage, self._counts[stage], self._epoch).commit(index, digest)
         whole = self._counts[stage] == 1
@@ -119,15 +119,11 @@ class InstanceWorker:
         target = self._array(plan.FINAL)
         final = renumber(local, kinds.table_of(evidence, index).astype(target.dtype))
         write_box(target, box, final)
-        self.measure(index, final, evidence)
-        return final
-
-    def measure(self, index: int, ids: NDArray[Any], evidence: InStore) -> None:
-        """Leave the sums of a block's objects, while its ids are at hand: later they would be read again."""
-        box = self._blocking.box(index)
+        # Measured while the ids are at hand: later all would be read once more.
         image, classes = self._image.read(box), self._read(plan.CLASSES, box)[0]
-        sums = self._table.measure(ids, box, image=image, classes=classes)
+        sums = self._table.measure(final, box, image=image, classes=classes)
         evidence.digests.update(write_sums(self._store, index, sums))
+        return final
 
     def _write_table(self, index: int, evidence: InStore) -> None:
         digests = write_tables(
@@ -182,18 +178,25 @@ class InstanceWorker:
 
 
 _SOURCED = frozenset((kinds.OBJECTS, kinds.SEAMS))
-_FUNCTIONS: dict[tuple[str, str], Callable[[InstanceWorker, int, InStore], NDArray[Any] | None]] = {
-    ("components", plan.ENCLOSE): InstanceWorker._enclose,
-    ("components", plan.HOLE_SEAMS): InstanceWorker._hole_seams,
-    ("components", plan.FILL): InstanceWorker._fill,
-    ("components", plan.LABEL): InstanceWorker._label,
-    ("components", plan.SEAMS): InstanceWorker._seams,
-    ("components", plan.MERGE): InstanceWorker._merge,
-    ("components", plan.RELABEL): InstanceWorker._relabel,
-    ("components", plan.TABLE): InstanceWorker._write_table,
-    ("watershed", plan.LABEL): InstanceWorker._label_basins,
-    ("watershed", plan.SEAMS): InstanceWorker._basin_seams,
-    ("watershed", plan.MERGE): InstanceWorker._merge_basins,
-    ("watershed", plan.RELABEL): InstanceWorker._relabel,
-    ("watershed", plan.TABLE): InstanceWorker._write_table,
+Function = Callable[[InstanceWorker, int, InStore], NDArray[Any] | None]
+_SHARED: dict[str, Function] = {
+    plan.RELABEL: InstanceWorker._relabel,
+    plan.TABLE: InstanceWorker._write_table,
+}
+_FUNCTIONS: dict[str, dict[str, Function]] = {
+    "components": {
+        plan.ENCLOSE: InstanceWorker._enclose,
+        plan.HOLE_SEAMS: InstanceWorker._hole_seams,
+        plan.FILL: InstanceWorker._fill,
+        plan.LABEL: InstanceWorker._label,
+        plan.SEAMS: InstanceWorker._seams,
+        plan.MERGE: InstanceWorker._merge,
+        **_SHARED,
+    },
+    "watershed": {
+        plan.LABEL: InstanceWorker._label_basins,
+        plan.SEAMS: InstanceWorker._basin_seams,
+        plan.MERGE: InstanceWorker._merge_basins,
+        **_SHARED,
+    },
 }

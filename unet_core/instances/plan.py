@@ -272,6 +272,7 @@ def _blocks(
         name=name,
         count=len(blocking),
         arrays=arrays,
+        quick=bool(arrays),
         target=target or (lambda index: (0, blocking.box(index))),
         objects=lambda index: [key_of(kind, index) for kind in kinds],
         margin=margin,

@@ -23,6 +23,8 @@ class Stage:
         Paths of the arrays that a block writes, in the order in which their voxels enter its digest.
     target
         Time point and box (z, y, x, in the arrays' voxels) that block `index` writes.
+    quick
+        Whether the digest of its one array, of integers, is `quick_digest` instead of `digest_of`.
     objects
         Keys of plain objects that a block writes beside the arrays; one that ends in "/" is a folder of them.
     margin
@@ -35,6 +37,7 @@ class Stage:
     count: int
     arrays: tuple[str, ...]
     target: Callable[[int], tuple[int, Box]]
+    quick: bool = False
     objects: Callable[[int], Iterable[str]] = _none
     margin: Shape = (0, 0, 0)
     factors: Shape = (1, 1, 1)
