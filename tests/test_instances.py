@@ -74,7 +74,7 @@ def worker_of(store: Store, plan: InstancePlan, epoch: int) -> InstanceWorker:
     return InstanceWorker(store.url, plan, image=image, fingerprint="f" * 16, epoch=epoch)
 
 
-def begin(folder: Path, plan: InstancePlan, classes: NDArray[np.uint8]) -> Store:
+def begin(folder: Path | str, plan: InstancePlan, classes: NDArray[np.uint8]) -> Store:
     """An output in which `predict` is done."""
     store = Store(folder)
     begin_instances(

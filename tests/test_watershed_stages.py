@@ -45,7 +45,7 @@ def answer(classes: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     return p, odds.argmax(0).astype(np.uint8)
 
 
-def start(folder: Path, plan: InstancePlan, classes: int = 2) -> Store:
+def start(folder: Path | str, plan: InstancePlan, classes: int = 2) -> Store:
     """An output in which `predict` is done."""
     p, labels = answer(classes)
     store = begin(folder, plan, labels)
