@@ -11,8 +11,6 @@ on blocks. Memory is a few bytes per node; the edges come in ranges from disk.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -24,55 +22,44 @@ from unet_core.instances.watershed.spill import EdgeSpill
 NODES_MOST = 2**32 - 1
 
 
-def merge(
-    peak: NDArray[np.uint16],
-    edges: EdgeSpill,
-    criterion: Criterion,
-    *,
-    min_size: int,
-    sizes: Callable[[], NDArray[np.uint32]],
-) -> tuple[NDArray[np.uint32], NDArray[np.bool_]]:
-    """The component of every node.
+class Merging:
+    """Components of nodes, numbered from 0.
 
     Parameters
     ----------
     peak
-        One height per node; becomes the component's at its root.
-    edges
-        Between nodes, numbered from 0.
-    min_size
-        In voxels.
-    sizes
-        Gives the voxels of each node, an array that may be changed; asked for where it is needed.
-
-    Returns
-    -------
-    The root of each node, a node itself; and for each root whether it is an object: large enough.
+        One height per node; kept, and changed.
     """
-    parent = np.arange(len(peak), dtype=np.uint32)
-    for batch in edges.joined():
-        _join(parent, peak, batch.a, batch.b)
-    for batch in edges.ranges():
-        _merge(
-            parent,
-            peak,
-            batch.a,
-            batch.b,
-            batch.saddle,
-            criterion.persistence,
-            criterion.prominence,
-            criterion.depth,
-        )
-    if min_size <= 1:
-        _flatten(parent)
-        return parent, np.ones(len(peak), np.bool_)
-    enough = np.uint32(min(min_size, 2**32 - 1))
-    voxels = sizes()
-    _gather(parent, voxels, enough)
-    for batch in edges.ranges():
-        _merge_small(parent, voxels, batch.a, batch.b, enough)
-    _flatten(parent)
-    return parent, voxels >= enough
+
+    def __init__(self, peak: NDArray[np.uint16]) -> None:
+        self._parent = np.arange(len(peak), dtype=np.uint32)
+        self._peak = peak
+
+    def join(self, a: NDArray[np.uint32], b: NDArray[np.uint32]) -> None:
+        """Pairs of nodes that are one basin."""
+        _join(self._parent, self._peak, a, b)
+
+    def merge(self, edges: EdgeSpill, criterion: Criterion) -> None:
+        """Join what the criterion makes one."""
+        numbers = (criterion.persistence, criterion.prominence, criterion.depth)
+        for batch in edges.ranges():
+            _merge(self._parent, self._peak, batch.a, batch.b, batch.saddle, *numbers)
+
+    def merge_small(self, edges: EdgeSpill, sizes: NDArray[np.uint32], min_size: int) -> NDArray[np.bool_]:
+        """Join components of fewer voxels to their best neighbours; which of the roots are large enough now.
+
+        `sizes`: voxels of each node; changed.
+        """
+        enough = np.uint32(min(min_size, 2**32 - 1))
+        _gather(self._parent, sizes, enough)
+        for batch in edges.ranges():
+            _merge_small(self._parent, sizes, batch.a, batch.b, enough)
+        return sizes >= enough
+
+    def roots(self) -> NDArray[np.uint32]:
+        """The root of each node's component, a node itself."""
+        _flatten(self._parent)
+        return self._parent
 
 
 @compiled

@@ -4,8 +4,12 @@
        . v -|- u .          that lie along it, in planes as `faces.seam` has them
        . . .|. . .
 
-A piece of A that leaves to voxel v is the same as the piece of B that holds v. Every other pair of voxels
-(u, v) is a saddle, as within a block.
+A piece of A that leaves to voxel v is the same as the piece of B that holds v (`exits`). Every other pair of
+voxels (u, v) is a saddle, as within a block.
+
+Heights that rise through a face leave through every third voxel of it, and each such piece touches others. Where
+they lead is known here, so pairs of pieces become pairs of what these are parts of: most are pairs of the same
+then, or of the same two. What the merge gets is a few pairs for each basin that lies on a face.
 """
 
 from __future__ import annotations
@@ -19,78 +23,109 @@ from numpy.typing import NDArray
 from unet_core.geometry import Shape
 from unet_core.instances.blocking import OFFSETS, Blocking, Offset
 from unet_core.instances.compiled import compiled, longer
+from unet_core.instances.evidence import Arrays
 from unet_core.instances.faces import Faces, seam
+from unet_core.instances.watershed.exits import HEIGHTS, HERE, LABELS, Exits, code_of
 from unet_core.instances.watershed.saddles import grown, slot_of
 
-JOINED = np.uint64(2**64 - 1)  # the saddle of two pieces of one basin: better than any
-LABELS, HEIGHTS, LEAVES_TO = "labels", "heights", "leaves to"  # of a block, beside its faces
+_EDGES = {"saddle": np.uint64, "direction": np.uint8, "area": np.uint32}
 
 
 def seam_edges(
-    blocking: Blocking, index: int, here: Faces, there: Mapping[int, Faces], near: NDArray[np.bool_]
+    blocking: Blocking, index: int, faces: Mapping[int, Faces], within: Arrays, near: NDArray[np.bool_]
 ) -> dict[str, NDArray[Any]]:
-    """Edges between the labels of a block and those of its lower neighbours.
+    """What the merge needs of a block: where its pieces lead, and the pairs of its own and its lower seams.
 
     Parameters
     ----------
-    here, there
-        Faces of labels and heights, and `LEAVES_TO` (`block.Nodes`), of the block and of its neighbours by
-        number of their offset.
+    faces
+        Of the block and all blocks that touch it, by `exits.code_of` their offset: faces of labels and
+        heights, and `exits.LEAVES_TO`.
+    within
+        The pairs of the block's own pieces, columns of `block.Edges`.
     near
         As `basins.neighbours` gives it.
 
     Returns
     -------
-    Columns: `offset` (uint8, number in `OFFSETS`), `a` (labels of this block), `b` (of the other),
-    `saddle`, `direction` and `area` as `block.Edges` has them; the saddle of pieces of one basin is `JOINED`.
+    Columns of one length: `leaves` (uint32, the block's labels that leave it), `to_block` (uint8, code of the
+    block where they lead) and `to` (uint32, label there). And of another: `a_block`, `a`, `b_block`, `b`,
+    `saddle`, `direction`, `area`; each pair once, best saddle first.
     """
-    box, found = blocking.box(index), []
-    for number, faces in there.items():
-        offset = OFFSETS[number]
-        axis = next(a for a, o in enumerate(offset) if o)
-        labels, heights = (
-            tuple(
-                np.ascontiguousarray(np.expand_dims(plane, axis)) for plane in seam(here, faces, name, offset)
-            )
-            for name in (LABELS, HEIGHTS)
-        )
-        lower = _corner(box.lower, box.upper, offset)
-        other_lower = tuple(a + o for a, o in zip(lower, offset))
-        keys, saddle, direction, area = _cross(
-            lower,
-            labels[0],
-            heights[0],
-            here[LEAVES_TO],
-            other_lower,
-            labels[1],
-            heights[1],
-            faces[LEAVES_TO],
-            blocking.volume,
-            near,
-        )
-        found.append(
-            (
-                np.full(len(keys), number, np.uint8),
-                (keys >> np.uint64(32)).astype(np.uint32),
-                keys.astype(np.uint32),
-                saddle,
-                direction.astype(np.uint8),
-                area,
-            )
-        )
-    names = {
-        "offset": np.uint8,
-        "a": np.uint32,
-        "b": np.uint32,
-        "saddle": np.uint64,
-        "direction": np.uint8,
-        "area": np.uint32,
+    exits = Exits(blocking, index, faces)
+    leaves, to_block, to = exits.of_block()
+    parts = [_Pairs.within(within)]
+    for number, offset in enumerate(OFFSETS):
+        if (code := code_of(offset)) in faces:
+            parts.append(_across(blocking, index, faces[HERE], faces[code], number, near))
+    names = ("a_block", "a", "b_block", "b", *_EDGES)
+    pairs = {name: np.concatenate([part[name] for part in parts]) for name in names}
+    for end in ("a", "b"):
+        block, label = exits.resolve(pairs[f"{end}_block"], pairs[end])
+        pairs[f"{end}_block"], pairs[end] = block, label
+    return {"leaves": leaves, "to_block": to_block, "to": to, **_each_once(pairs)}
+
+
+class _Pairs(dict[str, NDArray[Any]]):
+    """Columns of pairs of (block code, label)."""
+
+    @classmethod
+    def within(cls, pairs: Arrays) -> _Pairs:
+        here = np.full(len(pairs["a"]), HERE, np.uint8)
+        return cls(a_block=here, b_block=here, **{n: pairs[n] for n in ("a", "b", *_EDGES)})
+
+
+def _each_once(pairs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Pairs of different ends, each once with its best saddle and all its area; best first."""
+    ends = [pairs[f"{end}_block"].astype(np.uint64) << np.uint64(32) | pairs[end] for end in ("a", "b")]
+    nodes, number = np.unique(np.concatenate(ends), return_inverse=True)
+    one, two = number[: len(ends[0])].astype(np.uint64), number[len(ends[0]) :].astype(np.uint64)
+    key = np.minimum(one, two) << np.uint64(32) | np.maximum(one, two)
+    order = np.lexsort((pairs["direction"], pairs["saddle"], key))
+    order = order[(one != two)[order]]
+    key = key[order]
+    last = np.append(key[1:] != key[:-1], True) if len(key) else np.zeros(0, bool)
+    starts = np.flatnonzero(np.append(True, last[:-1])) if len(key) else np.zeros(0, np.intp)
+    area = np.add.reduceat(pairs["area"][order], starts) if len(key) else np.zeros(0, np.uint32)
+    best, key = order[last], key[last]
+    a, b = nodes[(key >> np.uint64(32)).astype(np.intp)], nodes[(key & np.uint64(2**32 - 1)).astype(np.intp)]
+    columns = {
+        "a_block": (a >> np.uint64(32)).astype(np.uint8),
+        "a": a.astype(np.uint32),
+        "b_block": (b >> np.uint64(32)).astype(np.uint8),
+        "b": b.astype(np.uint32),
+        "saddle": pairs["saddle"][best],
+        "direction": pairs["direction"][best],
+        "area": area.astype(np.uint32),
     }
-    columns = zip(*found) if found else ([] for _ in names)
-    return {
-        name: np.concatenate([np.zeros(0, dtype), *column])
-        for (name, dtype), column in zip(names.items(), columns)
-    }
+    order = np.lexsort((columns["direction"], columns["saddle"]))[::-1]
+    return {name: column[order] for name, column in columns.items()}
+
+
+def _across(
+    blocking: Blocking, index: int, here: Faces, there: Faces, number: int, near: NDArray[np.bool_]
+) -> _Pairs:
+    """Pairs of the block's labels and those of one lower neighbour."""
+    box, offset = blocking.box(index), OFFSETS[number]
+    axis = next(a for a, o in enumerate(offset) if o)
+    labels, heights = (
+        [np.ascontiguousarray(np.expand_dims(p, axis)) for p in seam(here, there, name, offset)]
+        for name in (LABELS, HEIGHTS)
+    )
+    lower = _corner(box.lower, box.upper, offset)
+    other_lower = tuple(a + o for a, o in zip(lower, offset))
+    keys, saddle, direction, area = _cross(
+        lower, labels[0], heights[0], other_lower, labels[1], heights[1], blocking.volume, near
+    )
+    return _Pairs(
+        a_block=np.full(len(keys), HERE, np.uint8),
+        a=(keys >> np.uint64(32)).astype(np.uint32),
+        b_block=np.full(len(keys), code_of(offset), np.uint8),
+        b=keys.astype(np.uint32),
+        saddle=saddle,
+        direction=direction.astype(np.uint8),
+        area=area,
+    )
 
 
 def _corner(lower: Shape, upper: Shape, offset: Offset) -> Shape:
@@ -103,11 +138,9 @@ def _cross(
     lower: Shape,
     labels: NDArray[np.uint32],
     heights: NDArray[np.uint16],
-    leaves_to: NDArray[np.uint64],
     other_lower: Shape,
     other_labels: NDArray[np.uint32],
     other_heights: NDArray[np.uint16],
-    other_leaves_to: NDArray[np.uint64],
     volume: Shape,
     near: NDArray[np.bool_],
 ) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint32]]:
@@ -146,8 +179,6 @@ def _cross(
                     else:
                         packed = np.uint64(other_height) << np.uint64(48) | there
                         direction = np.uint64(26 - k)
-                    if leaves_to[label - 1] == there or other_leaves_to[other - 1] == at:
-                        packed, direction = JOINED, np.uint64(0)
                     key = np.uint64(label) << np.uint64(32) | np.uint64(other)
                     slot = slot_of(keys, key)
                     if keys[slot] == 0:

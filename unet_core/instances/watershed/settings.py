@@ -17,7 +17,7 @@ RADIUS_PLANAR, RADIUS = 64, 32
 PERSISTENCE = {"objects": 0.1, "boundaries": 0.4}
 PROMINENCE = 0.1
 DEPTH = VOXEL
-NODE_BYTES = 28  # of memory for every label in the merge, at most
+NODE_BYTES = 16  # of memory for every label in the merge, at most
 EDGE_BYTES = 17  # on disk for every pair of labels in the merge
 _FINER = 2.0  # blocks merge by a criterion so many times finer: as far down can be merged anew
 

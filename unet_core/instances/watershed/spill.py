@@ -13,8 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from unet_core.instances.watershed.seams import JOINED
-
+_BEYOND = np.uint64(2**64 - 1)  # above any saddle
 _WORKING = 40  # bytes of memory per edge of a range while it is sorted
 _SAMPLES = 4096  # saddles of a run that stand for all when ranges are chosen
 
@@ -49,27 +48,18 @@ class EdgeSpill:
         self._waiting: list[Batch] = []
         self._pending = 0
         self._runs: list[Batch] = []
-        self._joined: list[Batch] = []
         self.count = 0
 
     def append(self, batch: Batch) -> None:
-        """Add edges; those whose saddle is `JOINED` are kept apart."""
-        joined = batch.saddle == JOINED
-        if joined.any():
-            self._joined.append(self._stored(batch.rows(joined), f"joined-{len(self._joined)}"))
-            batch = batch.rows(~joined)
+        """Add edges."""
         self._waiting.append(batch)
         self._pending += len(batch.saddle)
         self.count += len(batch.saddle)
         if self._pending >= self._most:
             self._flush()
 
-    def joined(self) -> Iterator[Batch]:
-        """Pairs of nodes that are one basin, in no order."""
-        yield from self._joined
-
     def ranges(self) -> Iterator[Batch]:
-        """All other edges, best first."""
+        """All edges, best first."""
         self._flush()
         for low, high in self._bounds():
             slices = []
@@ -100,7 +90,7 @@ class EdgeSpill:
         # Twice the ranges that would do: samples err.
         wanted = max(1, -(-2 * self.count // self._most)) if self.count > self._most else 1
         cuts = np.searchsorted(below, self.count * np.arange(1, wanted) / wanted)
-        bounds = np.unique(np.concatenate([[np.uint64(0)], saddles[cuts], [JOINED]]))
+        bounds = np.unique(np.concatenate([[np.uint64(0)], saddles[cuts], [_BEYOND]]))
         for k in range(len(bounds) - 1, 0, -1):
             yield bounds[k - 1], bounds[k]
 

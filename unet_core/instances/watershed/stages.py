@@ -2,7 +2,7 @@
 
     evidence written   OBJECTS     peak, size, first voxel of every label; pairs of labels     by block
                        FACES       labels and heights on faces, where pieces leave to          by block
-                       SEAMS       pairs of labels across seams                                by block
+                       SEAMS       where labels lead that leave the block, pairs of labels     by block
                        IDS, MERGED as by `instances.merging`
 
 `HeightMap` gives the heights; from there on nothing knows what they mean.
@@ -14,7 +14,6 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
@@ -22,20 +21,19 @@ from numpy.typing import NDArray
 
 from unet_core.budget import GIB
 from unet_core.errors import InputError, StoreError
-from unet_core.instances.blocking import OFFSETS, Blocking, Connectivity
-from unet_core.instances.evidence import Arrays, Evidence
+from unet_core.instances.blocking import Blocking, Connectivity
+from unet_core.instances.evidence import Evidence
 from unet_core.instances.faces import Faces, faces_of
 from unet_core.instances.kinds import FACES, IDS, JOINED, MERGED, OBJECTS, SEAMS
 from unet_core.instances.ranking import id_type
 from unet_core.instances.watershed.basins import neighbours
-from unet_core.instances.watershed.block import label_block
+from unet_core.instances.watershed.block import NOWHERE, label_block
 from unet_core.instances.watershed.criterion import Criterion
-from unet_core.instances.watershed.merging import NODES_MOST, merge
-from unet_core.instances.watershed.seams import HEIGHTS, LABELS, LEAVES_TO, seam_edges
+from unet_core.instances.watershed.exits import HEIGHTS, HERE, LABELS, LEAVES_TO, offset_of
+from unet_core.instances.watershed.merging import NODES_MOST, Merging
+from unet_core.instances.watershed.seams import seam_edges
 from unet_core.instances.watershed.settings import EDGE_BYTES, NODE_BYTES
 from unet_core.instances.watershed.spill import Batch, EdgeSpill
-
-_NEVER = np.uint64(2**64 - 1)  # no voxel
 
 
 def label(
@@ -76,13 +74,14 @@ def label(
 
 
 def seams(blocking: Blocking, index: int, evidence: Evidence, connectivity: Connectivity) -> None:
-    """Find what meets across a block's seams with its lower neighbours."""
-    there: dict[int, Faces] = {
-        number: evidence.read(FACES, block)
-        for number, block in blocking.lower_neighbours(index, connectivity)
-    }
+    """Find where a block's pieces lead, and the pairs of its pieces and of its seams with lower neighbours."""
+    faces: dict[int, Faces] = {HERE: evidence.read(FACES, index)}
     near = neighbours(full=connectivity == "full", planar=blocking.planar)
-    evidence.write(SEAMS, index, seam_edges(blocking, index, evidence.read(FACES, index), there, near))
+    for code in map(int, np.flatnonzero(near)):  # blocks touch as voxels do
+        if (there := blocking.neighbour(index, offset_of(code))) is not None:
+            faces[code] = evidence.read(FACES, there)
+    within = evidence.read(OBJECTS, index)
+    evidence.write(SEAMS, index, seam_edges(blocking, index, faces, within, near))
 
 
 def merge_all(
@@ -111,34 +110,35 @@ def merge_all(
         Not enough memory or scratch disk.
     """
     indices = range(len(blocking))
-    peaks, pairs = [], 0
-    for objects, found in zip(evidence.read_all(OBJECTS, indices), evidence.read_all(SEAMS, indices)):
-        peaks.append(objects["peak"].copy())  # alone: a view would keep all of them
-        pairs += len(objects["a"]) + len(found["a"])
+    peaks = [objects["peak"].copy() for objects in evidence.read_all(OBJECTS, indices)]  # a view keeps all
+    edges = sum(len(found["a"]) for found in evidence.read_all(SEAMS, indices))
     starts = np.concatenate([[0], np.cumsum([len(p) for p in peaks], dtype=np.int64)])
     _require_countable(int(starts[-1]))
     peak = np.concatenate([np.zeros(0, np.uint16), *peaks])
     del peaks
 
-    def column(name: str, dtype: Any) -> NDArray[Any]:
-        found = np.empty(starts[-1], dtype)
-        for index, objects in zip(indices, evidence.read_all(OBJECTS, indices)):
-            found[starts[index] : starts[index + 1]] = objects[name]
-        return found
-
     with tempfile.TemporaryDirectory(dir=scratch, prefix="unet-flows-edges-") as folder:
-        _require_room(int(starts[-1]), pairs, memory, folder)
-        edges = EdgeSpill(Path(folder), memory=memory)
-        for batch in _batches(blocking, evidence, starts):
-            edges.append(batch)
-        roots, kept = merge(
-            peak, edges, criterion, min_size=min_size, sizes=lambda: column("size", np.uint32)
-        )
-    first = column("first", np.uint64)
-    earliest = np.full(len(roots), _NEVER)
-    np.minimum.at(earliest, roots, first)
-    del first
-    heads = np.flatnonzero((roots == np.arange(len(roots), dtype=np.uint32)) & kept)
+        _require_room(len(peak), edges, memory, folder)
+        merging, spill = Merging(peak), EdgeSpill(Path(folder), memory=memory)
+        del peak
+        for (leaving, to), batch in _batches(blocking, evidence, starts):
+            merging.join(leaving, to)
+            spill.append(batch)
+        merging.merge(spill, criterion)
+        kept = None
+        if min_size > 1:
+            sizes = np.empty(starts[-1], np.uint32)
+            for index, objects in zip(indices, evidence.read_all(OBJECTS, indices)):
+                sizes[starts[index] : starts[index + 1]] = objects["size"]
+            kept = merging.merge_small(spill, sizes, min_size)
+            del sizes
+    roots = merging.roots()
+    earliest = np.full(len(roots), NOWHERE)
+    for index, objects in zip(indices, evidence.read_all(OBJECTS, indices)):
+        np.minimum.at(earliest, roots[starts[index] : starts[index + 1]], objects["first"])
+    heads = np.flatnonzero(earliest != NOWHERE)
+    if kept is not None:
+        heads = heads[kept[heads]]
     heads = heads[np.argsort(earliest[heads])]
     number = earliest  # their memory serves again
     number[:] = 0
@@ -153,28 +153,29 @@ def merge_all(
     return len(heads)
 
 
-def _batches(blocking: Blocking, evidence: Evidence, starts: NDArray[np.int64]) -> Iterator[Batch]:
-    """Edges of blocks and seams, between nodes of the whole volume."""
+def _batches(
+    blocking: Blocking, evidence: Evidence, starts: NDArray[np.int64]
+) -> Iterator[tuple[tuple[NDArray[np.uint32], NDArray[np.uint32]], Batch]]:
+    """Of every block: nodes that are one basin, two columns; and edges."""
     indices = range(len(blocking))
-    for index, objects in zip(indices, evidence.read_all(OBJECTS, indices)):
-        yield _batch(objects, starts[index], starts[index])
     for index, found in zip(indices, evidence.read_all(SEAMS, indices)):
-        for number in np.unique(found["offset"]):
-            there = blocking.neighbour(index, OFFSETS[number])
-            if there is not None:
-                chosen = found["offset"] == number
-                part = {name: column[chosen] for name, column in found.items()}
-                yield _batch(part, starts[index], starts[there])
+        # Where the labels of each block around begin, as nodes.
+        around = [index if c == HERE else blocking.neighbour(index, offset_of(c)) for c in range(27)]
+        first = np.array([-1 if there is None else starts[there] for there in around], np.int64) - 1
 
+        def nodes(block: NDArray[np.uint8], label: NDArray[np.uint32]) -> NDArray[np.uint32]:
+            return (first[block] + label).astype(np.uint32)
 
-def _batch(edges: Arrays, a: int, b: int) -> Batch:
-    """Labels from 1 on as nodes from `a` and `b` on."""
-    return Batch(
-        edges["saddle"],
-        (edges["a"].astype(np.int64) + (a - 1)).astype(np.uint32),
-        (edges["b"].astype(np.int64) + (b - 1)).astype(np.uint32),
-        edges["direction"],
-    )
+        own = (found["leaves"] + first[HERE]).astype(np.uint32)
+        yield (
+            (own, nodes(found["to_block"], found["to"])),
+            Batch(
+                found["saddle"],
+                nodes(found["a_block"], found["a"]),
+                nodes(found["b_block"], found["b"]),
+                found["direction"],
+            ),
+        )
 
 
 def _require_room(nodes: int, edges: int, memory: int, folder: str) -> None:
