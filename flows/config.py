@@ -48,8 +48,10 @@ class SegmentConfig(Config):
     channels: str | None = Field(None, description="Channels that the model sees, such as 0 or 0,2")
     timepoint: Count = Field(0, description="Time point to segment")
     probabilities: bool = Field(False, description="Also write class probabilities as uint8, p = v / 255")
-    instances: Literal["components"] | None = Field(
-        None, description="One id per object instead of classes: connected components of the foreground"
+    instances: Literal["components", "watershed"] | None = Field(
+        None,
+        description="One id per object instead of classes: connected components of the foreground, or a "
+        "watershed that splits what touches",
     )
     foreground: str | None = Field(
         None, description="Classes that are objects, such as 1,2; the default is what the model calls inside"
@@ -67,7 +69,26 @@ class SegmentConfig(Config):
     fill_holes: bool = Field(
         False, description="Fill background that one class of objects encloses, off the volume's face"
     )
-    min_size: Positive = Field(1, description="Voxels of the smallest object that is kept")
+    min_size: Positive = Field(
+        1,
+        description="Voxels of the smallest object that is kept; a watershed joins smaller ones to others",
+    )
+    persistence: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Watershed: how much narrower than the thinner of two bodies a neck must be to part "
+        "them; the default is 0.1, and 0.4 where the model finds boundaries",
+    )
+    prominence: float | None = Field(
+        None, ge=0, le=1, description="Watershed: the same, of the thicker body; the default is 0.1"
+    )
+    radius: int | None = Field(
+        None,
+        ge=1,
+        description="Watershed: depth inside objects up to which necks are found, in finest voxel edges; "
+        "the default is 32, and 64 in planes",
+    )
     tile: str | None = Field(
         None, description="Output box of one forward pass, z,y,x; multiples of the stride"
     )
@@ -100,6 +121,12 @@ class StitchConfig(Config):
     min_size: int | None = Field(
         None, ge=1, description="Voxels of the smallest object that is kept; the default is as it was"
     )
+    persistence: float | None = Field(
+        None, ge=0, le=1, description="Of a watershed, see segment; at least half of what it was"
+    )
+    prominence: float | None = Field(
+        None, ge=0, le=1, description="Of a watershed, see segment; at least half of what it was"
+    )
     workers: int | None = Field(
         None, ge=1, description="Worker processes on this machine; the default is one with all cores"
     )
@@ -114,7 +141,10 @@ class IngestConfig(Config):
     """Parameters of `ingest`."""
 
     sources: list[str] = argument("TIFF, HDF5, NPZ or PNG files; several files are planes of one stack")
-    to: str = Field(description="OME-Zarr volume to write, such as volume.zarr")
+    to: str = Field(description="OME-Zarr volume to write, such as volume.zarr; with --each a folder of such")
+    each: bool = Field(
+        False, description="Every file is a volume of its own, named after it, such as the 2D images of a set"
+    )
     dataset: str | None = Field(None, description="Name of the dataset inside an HDF5 or NPZ file")
     axes: str | None = Field(
         None, description="Axes of the source, such as zyx or zcyx, where it does not say"
@@ -133,7 +163,10 @@ class IngestConfig(Config):
 
 
 class Pair(Config):
-    """An image with labels, and the box of it that counts. `*` in both paths stands for a set of volumes."""
+    """An image with labels, and the box of it that counts; or a set of them, paired by name.
+
+    A set: `*` in both paths, or two folders of volumes.
+    """
 
     image: str
     labels: str
@@ -171,7 +204,9 @@ class TrainConfig(Config):
     """
 
     to: str = Field(description="Model folder to write")
-    image: str | None = Field(None, description="OME-Zarr image to train on")
+    image: str | None = Field(
+        None, description="OME-Zarr image to train on; a set of them with * or as a folder"
+    )
     labels: str | None = Field(None, description="Its labels: classes or instance ids")
     region: str | None = Field(None, description="Box of the image to train on, z0:z1,y0:y1,x0:x1")
     validation_region: str | None = Field(None, description="Box of the image held out to validate on")

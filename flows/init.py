@@ -48,8 +48,9 @@ def propose(
 ) -> Proposal:
     """A configuration that trains on these volumes, each value with its reason.
 
-    `*` in both paths stands for a set of volumes, such as 2D images of different sizes. Reads headers and
-    some boxes of the labels; `timed` also does two steps on nothing, to say how long all will take.
+    `*` in both paths, or two folders, stand for a set of volumes (`flows.pairs`), such as 2D images of
+    different sizes. Reads headers and some boxes of the labels; `timed` also does two steps on nothing, to
+    say how long all will take.
 
     Raises
     ------

@@ -21,7 +21,10 @@ from unet_core.volumes import Store
 # Slower than this a block is hung. Two AVX2 cores do 40e9 multiply-accumulates a second.
 _SLOWEST_MACS = 1e9
 # Options that say nothing without --instances.
-_OF_INSTANCES = ("foreground", "threshold", "connectivity", "connect", "fill_holes", "min_size")
+_OF_INSTANCES = (
+    *("foreground", "threshold", "connectivity", "connect", "fill_holes", "min_size"),
+    *("persistence", "prominence", "radius"),
+)
 
 
 def plan(config: SegmentConfig, *, device: str | None = None) -> Planned:
@@ -59,7 +62,7 @@ def _instances(config: SegmentConfig) -> InstanceRequest | None:
         if given:
             raise InputError(
                 "these options say how instances are made, and none are asked for",
-                expected="--instances components beside them",
+                expected="--instances components or watershed beside them",
                 found=", ".join(f"--{name.replace('_', '-')}" for name in given),
             )
         return None
@@ -72,6 +75,9 @@ def _instances(config: SegmentConfig) -> InstanceRequest | None:
         connect=config.connect,
         fill_holes=config.fill_holes,
         min_size=config.min_size,
+        persistence=config.persistence,
+        prominence=config.prominence,
+        radius=config.radius,
     )
 
 

@@ -19,7 +19,14 @@ from unet_core.volumes import Store
 def plan(config: StitchConfig) -> PlannedStitch:
     """Everything checked, nothing written; InputError for whatever can be known to fail."""
     planned = plan_stitch(
-        StitchRequest(labels=config.labels, to=config.to, min_size=config.min_size, restart=config.restart)
+        StitchRequest(
+            labels=config.labels,
+            to=config.to,
+            min_size=config.min_size,
+            persistence=config.persistence,
+            prominence=config.prominence,
+            restart=config.restart,
+        )
     )
     if config.retry_failed:
         require_failures(Store(config.to), planned.plan.stages)

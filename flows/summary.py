@@ -14,7 +14,7 @@ from flows.report.words import duration
 from unet_core.evaluation import CRITERIA, InstanceScores
 from unet_core.geometry import Box, Shape
 from unet_core.inference import device_kind, measure_speed
-from unet_core.instances import InstancePlan, disk_bytes, merge_bytes
+from unet_core.instances import InstancePlan, disk_bytes, merge_bytes, pieces_at_most, scratch_bytes
 from unet_core.segmentation import Planned
 from unet_core.volumes import Store
 
@@ -77,6 +77,17 @@ def _instances_document(planned: Planned, plan: InstancePlan) -> dict[str, Any]:
         "memory_per_worker": planned.instance_memory,
         "merge_memory_per_million_labels_on_faces": merge_bytes(plan, 10**6) - merge_bytes(plan, 0),
         "bytes_written": disk_bytes(plan),
+        **({} if plan.watershed is None else _merge_document(plan)),
+    }
+
+
+def _merge_document(plan: InstancePlan) -> dict[str, Any]:
+    """What a watershed's merge takes at most: of pure noise."""
+    pieces = pieces_at_most(plan)
+    return {
+        "pieces_at_most": pieces,
+        "merge_memory_at_most": merge_bytes(plan, pieces),
+        "merge_scratch_at_most": scratch_bytes(plan, pieces),
     }
 
 
@@ -127,6 +138,7 @@ def _instance_rows(document: dict[str, Any]) -> list[tuple[str, str]]:
         *([f"{document['min_size']:,} voxels or more"] if document["min_size"] > 1 else []),
     ]
     merge = _bytes(document["merge_memory_per_million_labels_on_faces"])
+    rows = [] if document["method"] != "watershed" else _watershed_rows(document)
     return [
         (
             "instances",
@@ -139,6 +151,19 @@ def _instance_rows(document: dict[str, Any]) -> list[tuple[str, str]]:
             f" {_bytes(document['memory_per_worker'])} in each worker,"
             f" and {merge} in one of them for every million labels on faces between blocks",
         ),
+        *rows,
+    ]
+
+
+def _watershed_rows(document: dict[str, Any]) -> list[tuple[str, str]]:
+    numbers = document["watershed"]
+    return [
+        (
+            "",
+            f"persistence {numbers['persistence']:g}, prominence {numbers['prominence']:g}, radius"
+            f" {numbers['radius']}; the merge takes up to {_bytes(document['merge_memory_at_most'])}, and"
+            f" {_bytes(document['merge_scratch_at_most'])} of local disk, if the network answers with noise",
+        )
     ]
 
 

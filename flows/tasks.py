@@ -53,6 +53,11 @@ def copy(
     *, run: Run, stage: Stage, plan: IngestPlan, source: Source, only_failed: bool = False
 ) -> StageResult:
     """The source's slabs into level 0, in this process: compressed files are read forward only."""
+    return _stage(run, stage, copying(run, stage, plan, source), None, only_failed)
+
+
+def copying(run: Run, stage: Stage, plan: IngestPlan, source: Source) -> Work:
+    """What `copy` does with a slab."""
     array = open_for_writing(run.output, "0")
     ledger = Ledger(run.output, stage.name, stage.count, run.lease.epoch)
 
@@ -60,7 +65,7 @@ def copy(
         ledger.commit(index, write_slab(plan, source, array, index))
         return Done(plan.slab_at(index)[1].size)
 
-    return _stage(run, stage, Work(function=slab, importable=False), None, only_failed)
+    return Work(function=slab, importable=False)
 
 
 @task(name="pyramid", task_run_name="{stage.name} of {run.output}", cache_policy=NO_CACHE)
@@ -68,8 +73,12 @@ def pyramid(
     *, run: Run, stage: Stage, level: int, timeout: float | None = None, only_failed: bool = False
 ) -> StageResult:
     """One coarser level from the finished level below it; on workers where there are some."""
-    work = Work(function=worker.pyramid, arguments=(*_run_arguments(run), level), timeout=timeout)
-    return _stage(run, stage, work, _client(), only_failed)
+    return _stage(run, stage, coarsening(run, level, timeout), _client(), only_failed)
+
+
+def coarsening(run: Run, level: int, timeout: float | None = None) -> Work:
+    """What `pyramid` does with a block."""
+    return Work(function=worker.pyramid, arguments=(*_run_arguments(run), level), timeout=timeout)
 
 
 @task(name="instances", task_run_name="{stage.name} of {run.output}", cache_policy=NO_CACHE)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal
 
 from flows.config import Pair, TrainConfig, parse_box, parse_integers, parse_numbers, parse_shape
+from flows.pairs import expanded
 from unet_core import training
 from unet_core.architecture import UNetSpec
 from unet_core.augment import AugmentSettings
@@ -38,8 +38,8 @@ def labelled_regions(
     def opened(pair: Pair) -> LabelledRegion:
         return _open(pair, channels, ignore=config.ignore, partial=config.partial)
 
-    pairs = [one for pair in pairs for one in _expanded(pair)]
-    held_out = [one for pair in held_out for one in _expanded(pair)]
+    pairs = [one for pair in pairs for one in expanded(pair)]
+    held_out = [one for pair in held_out for one in expanded(pair)]
     return list(map(opened, pairs)), [pair.weight for pair in pairs], list(map(opened, held_out))
 
 
@@ -125,38 +125,6 @@ def _pairs(config: TrainConfig) -> tuple[list[Pair], list[Pair]]:
     if config.validation_region is not None:
         held_out.append(Pair(image=config.image, labels=config.labels, region=config.validation_region))
     return [Pair(image=config.image, labels=config.labels, region=config.region)], held_out
-
-
-def _expanded(pair: Pair) -> list[Pair]:
-    """The pairs that `*` stands for, in the order of their names; images of different sizes are such a set.
-
-    Raises
-    ------
-    InputError
-        Nothing matches, or another number of images than of labels.
-    """
-    if "*" not in pair.image and "*" not in pair.labels:
-        return [pair]
-    images, labels = (_matches(pattern) for pattern in (pair.image, pair.labels))
-    if not images or len(images) != len(labels):
-        raise InputError(
-            "images and labels do not go in pairs",
-            where=f"{pair.image} and {pair.labels}",
-            expected="one label volume for each image, in the order of their names",
-            found=f"{len(images)} images, {len(labels)} label volumes",
-        )
-    return [pair.model_copy(update={"image": i, "labels": one}) for i, one in zip(images, labels)]
-
-
-def _matches(pattern: str) -> list[str]:
-    path = Path(pattern)
-    if "://" in pattern or "*" in str(path.parent):
-        raise InputError(
-            "* is understood in the last part of a local path",
-            where=pattern,
-            fix="name the volumes one by one",
-        )
-    return sorted(str(found) for found in path.parent.glob(path.name))
 
 
 def _open(

@@ -47,7 +47,11 @@ def classes_of(shape: tuple[int, ...] = SHAPE) -> NDArray[np.uint8]:
 
 def plan_of(request: InstanceRequest, **options: Any) -> InstancePlan:
     values = {"volume": SHAPE, "roi": Box.of_shape(SHAPE), "shard": SHARD, "block": SHARD, **options}
-    plan = plan_instances(request, classes=NAMES, target="semantic", **values)
+    return measured(plan_instances(request, classes=NAMES, target="semantic", **values))
+
+
+def measured(plan: InstancePlan) -> InstancePlan:
+    """The plan with what an object table is made with."""
     table = TablePlan(
         volume=SHAPE,
         extent=plan.roi,
@@ -70,7 +74,7 @@ def worker_of(store: Store, plan: InstancePlan, epoch: int) -> InstanceWorker:
     return InstanceWorker(store.url, plan, image=image, fingerprint="f" * 16, epoch=epoch)
 
 
-def begin(folder: Path, plan: InstancePlan, classes: NDArray[np.uint8]) -> Store:
+def begin(folder: Path | str, plan: InstancePlan, classes: NDArray[np.uint8]) -> Store:
     """An output in which `predict` is done."""
     store = Store(folder)
     begin_instances(

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import test_instances
+import test_watershed_stages
 import torch
 import zarr
 from pipeline import complete, save_random_model
@@ -17,8 +19,10 @@ from unet_core import training
 from unet_core.architecture import UNetSpec
 from unet_core.checkpoint import load_model
 from unet_core.errors import InputError
+from unet_core.instances import InstanceRequest
 from unet_core.labelling import LabelledRegion
 from unet_core.ledger import Failure, Ledger, Quarantine, hold
+from unet_core.verification import verify_block
 from unet_core.volumes import Store, Volume
 
 SHAPE = (16, 150, 40)
@@ -126,3 +130,24 @@ def test_create_is_exclusive(bucket: str, tmp_path: Path) -> None:
         assert not store.create("lease", b"yours")
         assert store.read("lease") == b"mine"
         assert list(store.keys()) == ["lease"]
+
+
+@pytest.mark.parametrize("method", ["components", "watershed"])
+def test_instances_are_made_in_s3(bucket: str, tmp_path: Path, method: str) -> None:
+    """Evidence, ids and tables: the bytes that a disk gets."""
+
+    def made(place: str) -> Store:
+        if method == "watershed":
+            plan = test_watershed_stages.plan_of()
+            store = test_watershed_stages.start(place, plan)
+        else:
+            plan = test_instances.plan_of(InstanceRequest(fill_holes=True))
+            store = test_instances.begin(place, plan, test_instances.classes_of())
+        assert test_instances.go_on(store, plan)
+        for stage in plan.stages:
+            digest = Ledger(store, stage.name, stage.count).read().digest[0]
+            verify_block(store, stage, 0, f"{digest:016x}")
+        return store
+
+    remote, local = made(f"{bucket}/{method}.zarr"), made(str(tmp_path / "labels.zarr"))
+    assert test_instances.stored(remote) == test_instances.stored(local)

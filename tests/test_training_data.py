@@ -53,6 +53,46 @@ def test_a_folder_of_images_is_a_set_of_volumes(frames):
     assert held_out == []
 
 
+@pytest.mark.parametrize(
+    ("image", "labels"),
+    [
+        ("images", "masks"),
+        ("images/*.zarr", "masks/*.zarr"),
+        ("images", "masks/*"),
+        ("images/*.zarr", "named/*_mask.zarr"),
+        ("samples/*/raw.zarr", "samples/*/ids.zarr"),
+    ],
+)
+def test_sets_are_paired_by_name(tmp_path, monkeypatch, image, labels):
+    monkeypatch.chdir(tmp_path)
+    for number in (2, 10, 1):
+        shape = (8, 10 + number)
+        for path in (f"images/a{number}.zarr", f"samples/a{number}/raw.zarr"):
+            write_array(tmp_path / path, np.full(shape, number, np.uint8), axes="yx")
+        for path in (f"masks/a{number}.zarr", f"named/a{number}_mask.zarr", f"samples/a{number}/ids.zarr"):
+            write_array(tmp_path / path, np.ones(shape, np.uint8), axes="yx")
+    (tmp_path / "images" / ".hidden.zarr").mkdir()
+    sources, _, _ = labelled_regions(config(image=image, labels=labels, ndim=2))
+    assert [source.image.shape[2] for source in sources] == [11, 20, 12]  # a1, a10, a2
+    assert all(source.labels.shape == source.image.shape for source in sources)
+
+
+def test_what_has_no_partner_is_named(frames, monkeypatch):
+    monkeypatch.chdir(frames)
+    write_array(frames / "labels-7.zarr", np.ones((4, 4), np.uint8), axes="yx")
+    write_array(frames / "image-8.zarr", np.ones((4, 4), np.uint8), axes="yx")
+    with pytest.raises(InputError, match="do not go in pairs") as refused:
+        labelled_regions(config(image="image-*.zarr", labels="labels-*.zarr"))
+    assert refused.value.found.splitlines() == [
+        "1 images without labels: image-8.zarr",
+        "1 labels without an image: labels-7.zarr",
+    ]
+    (frames / "empty").mkdir()
+    with pytest.raises(InputError, match="no volume lies in this folder") as refused:
+        labelled_regions(config(image="empty", labels="empty"))
+    assert refused.value.where == "empty"
+
+
 def test_images_smaller_than_a_patch_are_told_in_one_sentence(frames):
     paths = {"image": f"{frames}/image-*.zarr", "labels": f"{frames}/labels-*.zarr"}
     wanted = config(pairs=[paths], ndim=2, depth=1, base=2, patch="34,34")
@@ -80,8 +120,9 @@ def test_a_plane_takes_a_box_of_y_and_x(frames):
         ({}, "one way to name"),
         ({"image": "a"}, "needs its labels"),
         ({"image": "a", "labels": "b", "pairs": [{"image": "a", "labels": "b"}]}, "both"),
-        ({"pairs": [{"image": "none-*.zarr", "labels": "x-*.zarr"}]}, "do not go in pairs"),
-        ({"pairs": [{"image": "s3://bucket/*.zarr", "labels": "x-*.zarr"}]}, "local path"),
+        ({"pairs": [{"image": "none-*.zarr", "labels": "x-*.zarr"}]}, "no volume matches"),
+        ({"pairs": [{"image": "s3://bucket/*.zarr", "labels": "x-*.zarr"}]}, "local folders"),
+        ({"pairs": [{"image": "a-*.zarr", "labels": "x.zarr"}]}, "beside a single one"),
         ({"image": "missing.zarr", "labels": "missing.zarr"}, "no such volume"),
     ],
 )

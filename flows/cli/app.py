@@ -118,7 +118,8 @@ def confirm_restart(config: Config, yes: bool) -> None:
             "--restart takes the output away, and nobody is here to be asked", fix="add --yes to mean it"
         )
     try:
-        sure = typer.confirm(f"Delete {config.to} and begin anew?", err=True)  # type: ignore[attr-defined]
+        what = "what was made of these files in " if getattr(config, "each", False) else ""
+        sure = typer.confirm(f"Delete {what}{config.to} and begin anew?", err=True)  # type: ignore[attr-defined]
     except typer.Abort:  # the end of input
         sure = False
     if not sure:

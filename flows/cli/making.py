@@ -21,11 +21,14 @@ def ingest(yes: Yes = False, as_json: AsJson = False, **parameters: Any) -> None
     config = validate(IngestConfig, parameters)
     files_of(config.sources)
     from flows.ingest import ingest as flow
-    from flows.ingest import plan
+    from flows.ingest import plan, plan_each
     from flows.outcome import told
     from flows.summary import print_run
 
-    plan(config)
+    if config.each:
+        plan_each(config)
+    else:
+        plan(config)
     confirm_restart(config, yes)
     report(told(flow, "ingest", parameters), as_json, print_run)
 

@@ -12,7 +12,14 @@ seams, merges, and leaves ids for `relabel`.
 """
 
 from unet_core.instances.layout import begin_instances, begin_merge, create_final, only_level
-from unet_core.instances.needs import disk_bytes, merge_bytes, require_memory, worker_bytes
+from unet_core.instances.needs import (
+    disk_bytes,
+    merge_bytes,
+    pieces_at_most,
+    require_memory,
+    scratch_bytes,
+    worker_bytes,
+)
 from unet_core.instances.plan import InstancePlan, InstanceRequest, plan_instances
 from unet_core.instances.stitching import (
     PlannedStitch,
@@ -35,10 +42,12 @@ __all__ = [
     "disk_bytes",
     "merge_bytes",
     "only_level",
+    "pieces_at_most",
     "plan_instances",
     "plan_stitch",
     "prepare_stitched",
     "require_memory",
+    "scratch_bytes",
     "start_stitch",
     "worker_bytes",
 ]

@@ -18,7 +18,9 @@ from unet_core.instances.evidence import InStore
 from unet_core.instances.faces import Faces, all_contacts, faces_of
 from unet_core.instances.foreground import by_class, by_threshold
 from unet_core.instances.plan import InstancePlan
-from unet_core.ledger import Done, Ledger, digest_of, digest_of_objects, require_epoch
+from unet_core.instances.watershed import inputs, stages
+from unet_core.instances.watershed.settings import WatershedPlan
+from unet_core.ledger import Done, Ledger, digest_of_objects, quick_digest, require_epoch
 from unet_core.table import TablePlan, write_sums, write_tables
 from unet_core.volumes import Store, Volume, open_for_reading, open_for_writing, read_box, write_box
 
@@ -41,10 +43,10 @@ class InstanceWorker:
         """One block of a stage, committed. Doing it twice is harmless."""
         require_epoch(self._store, self._epoch)
         evidence = InStore(self._store, self._source, _SOURCED)
-        written = _FUNCTIONS[stage](self, index, evidence)
+        written = _FUNCTIONS[self._plan.method][stage](self, index, evidence)
         digests = dict(evidence.digests)
         if written is not None:
-            digests[""] = bytes.fromhex(digest_of(written))
+            digests[""] = bytes.fromhex(quick_digest(written))
         digest = digest_of_objects(digests) if evidence.digests or written is None else digests[""].hex()
         Ledger(self._store, stage, self._counts[stage], self._epoch).commit(index, digest)
         whole = self._counts[stage] == 1
@@ -82,16 +84,44 @@ class InstanceWorker:
     def _merge(self, index: int, evidence: InStore) -> None:
         merging.merge(self._blocking, evidence, min_size=self._plan.min_size)
 
+    def _label_basins(self, index: int, evidence: InStore) -> NDArray[Any]:
+        box, own = self._blocking.box(index), self._plan
+        heights = inputs.heights_around(
+            box,
+            own.roi,
+            self._watershed,
+            own.foreground,
+            own.threshold,
+            probabilities=lambda part: self._read(plan.PROBABILITIES, part),
+            classes=lambda part: self._read(plan.CLASSES, part)[0],
+        )
+        labels = stages.label(
+            heights, self._blocking, index, evidence, self._watershed.simplification, own.connectivity
+        )
+        write_box(self._array(plan.LOCAL), box, labels)
+        return labels
+
+    def _basin_seams(self, index: int, evidence: InStore) -> None:
+        stages.seams(self._blocking, index, evidence, self._plan.connectivity)
+
+    def _merge_basins(self, index: int, evidence: InStore) -> None:
+        stages.merge_all(self._blocking, evidence, self._watershed.criterion, min_size=self._plan.min_size)
+
+    @property
+    def _watershed(self) -> WatershedPlan:
+        if self._plan.watershed is None:
+            raise RuntimeError(f"a plan of {self._plan.method} has no watershed")
+        return self._plan.watershed
+
     def _relabel(self, index: int, evidence: InStore) -> NDArray[Any]:
         box = self._blocking.box(index)
         local = read_box(self._local, box)[0]
         target = self._array(plan.FINAL)
         final = renumber(local, kinds.table_of(evidence, index).astype(target.dtype))
         write_box(target, box, final)
-        # While they are at hand: a pass of its own would read all labels once more.
-        sums = self._table.measure(
-            final, box, image=self._image.read(box), classes=self._read(plan.CLASSES, box)[0]
-        )
+        # Measured while the ids are at hand: later all would be read once more.
+        image, classes = self._image.read(box), self._read(plan.CLASSES, box)[0]
+        sums = self._table.measure(final, box, image=image, classes=classes)
         evidence.digests.update(write_sums(self._store, index, sums))
         return final
 
@@ -148,13 +178,25 @@ class InstanceWorker:
 
 
 _SOURCED = frozenset((kinds.OBJECTS, kinds.SEAMS))
-_FUNCTIONS: dict[str, Callable[[InstanceWorker, int, InStore], NDArray[Any] | None]] = {
-    plan.ENCLOSE: InstanceWorker._enclose,
-    plan.HOLE_SEAMS: InstanceWorker._hole_seams,
-    plan.FILL: InstanceWorker._fill,
-    plan.LABEL: InstanceWorker._label,
-    plan.SEAMS: InstanceWorker._seams,
-    plan.MERGE: InstanceWorker._merge,
+Function = Callable[[InstanceWorker, int, InStore], NDArray[Any] | None]
+_SHARED: dict[str, Function] = {
     plan.RELABEL: InstanceWorker._relabel,
     plan.TABLE: InstanceWorker._write_table,
+}
+_FUNCTIONS: dict[str, dict[str, Function]] = {
+    "components": {
+        plan.ENCLOSE: InstanceWorker._enclose,
+        plan.HOLE_SEAMS: InstanceWorker._hole_seams,
+        plan.FILL: InstanceWorker._fill,
+        plan.LABEL: InstanceWorker._label,
+        plan.SEAMS: InstanceWorker._seams,
+        plan.MERGE: InstanceWorker._merge,
+        **_SHARED,
+    },
+    "watershed": {
+        plan.LABEL: InstanceWorker._label_basins,
+        plan.SEAMS: InstanceWorker._basin_seams,
+        plan.MERGE: InstanceWorker._merge_basins,
+        **_SHARED,
+    },
 }

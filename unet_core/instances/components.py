@@ -93,9 +93,13 @@ def describe_rows(
 
 
 def renumber(labels: NDArray[np.uint32], table: NDArray[Any]) -> NDArray[Any]:
-    """`table[labels]` in the table's data type; numpy would first make 64-bit indices of all voxels."""
-    result = np.empty(labels.shape, table.dtype)
-    look_up(np.ascontiguousarray(labels).reshape(-1), table, result.reshape(-1))
+    """`table[labels]` in the table's data type; numpy would first make 64-bit indices of all voxels.
+
+    Contiguous labels of the same type are overwritten: fresh memory costs more than the look-up.
+    """
+    whole = np.ascontiguousarray(labels)
+    result = whole if whole.dtype == table.dtype else np.empty(labels.shape, table.dtype)
+    look_up(whole.reshape(-1), table, result.reshape(-1))
     return result
 
 

@@ -13,6 +13,7 @@ from unet_core.instances.blocking import Blocking, Connectivity, complement
 from unet_core.instances.components import describe, label, renumber
 from unet_core.instances.evidence import InMemory
 from unet_core.instances.faces import Faces, all_contacts, faces_of
+from unet_core.instances.ranking import id_type
 
 
 def label_components(
@@ -42,22 +43,23 @@ def label_components(
     evidence = InMemory()
     if fill_holes:
         values = _filled(values, blocking, evidence, complement(connectivity))
-    labels: list[NDArray[np.uint32]] = []
+    result: NDArray[Any] = np.empty(values.shape, np.uint32)  # local labels first, then ids in their place
     faces: list[Faces] = []
     for index in range(len(blocking)):
         box = blocking.box(index)
         own = np.ascontiguousarray(values[box.slices])
         found, count = label(own, connectivity, planar=planar)
-        labels.append(found)
+        result[box.slices] = found
         evidence.write(kinds.OBJECTS, index, describe(found, own, count, box=box, volume=values.shape))
         faces.append(faces_of({"labels": found, "values": own}, blocking.inner_sides(index)))
     for index, own_faces in enumerate(faces):
         there = {n: faces[b] for n, b in blocking.lower_neighbours(index, connectivity)}
         evidence.write(kinds.SEAMS, index, all_contacts(own_faces, there, connectivity, planar=planar))
-    merging.merge(blocking, evidence, min_size=min_size)
-    result = np.empty(values.shape, evidence.read(kinds.IDS, 0)["ids"].dtype)
-    for index, found in enumerate(labels):
-        result[blocking.box(index).slices] = renumber(found, kinds.table_of(evidence, index))
+    largest = merging.merge(blocking, evidence, min_size=min_size)
+    result = result.astype(id_type(largest), copy=False)
+    for index in range(len(blocking)):
+        part = blocking.box(index).slices
+        result[part] = renumber(result[part].astype(np.uint32), kinds.table_of(evidence, index))
     return result
 
 

@@ -9,29 +9,67 @@ import psutil
 from unet_core.budget import GIB, WORKER_BASE
 from unet_core.errors import InputError
 from unet_core.instances.plan import InstancePlan
+from unet_core.instances.watershed.settings import EDGE_BYTES, NODE_BYTES
 
 # Per voxel of a block, measured in `label`, the largest: values, labels, cc3d's own tables, and what the
 # arrays' encoder holds of the shards that it writes.
 _PER_VOXEL = 16
+# Of a watershed: per voxel of a block and its ring; and per voxel that heights are made from, with p.
+_PER_BASIN_VOXEL, _PER_HEIGHT_VOXEL = 24, 14
+# Pieces of basins that a block leaves lie along its faces: of noise one for so many voxels, with edges.
+_FACE_PER_PIECE, _EDGES_PER_PIECE = 6, 6
+_BYTES_PER_PIECE, _BYTES_PER_FACE_VOXEL = 26, 6
+_SORTING = 2**30  # `watershed.stages.merge_all`
 # What fibres, cells and nuclei took at most, local labels and final ids together (of 8 bytes a voxel).
 _STORED_PER_VOXEL = 0.6
 
 
 def worker_bytes(plan: InstancePlan) -> int:
     """Memory of a worker process in the stages that do one block at a time."""
-    block = prod(min(b, v) for b, v in zip(plan.block, plan.volume))
-    return WORKER_BASE + _PER_VOXEL * block
+    shape = tuple(min(b, v) for b, v in zip(plan.block, plan.volume))
+    if plan.watershed is None:
+        return WORKER_BASE + _PER_VOXEL * prod(shape)
+    reach = plan.watershed.heights.reach
+    read = prod(min(b + 2 * r + 2, v) for b, r, v in zip(shape, reach, plan.volume))
+    classes = 1 + max(*plan.foreground, *plan.watershed.boundary, 1)
+    heights = (_PER_HEIGHT_VOXEL + classes) * read
+    return WORKER_BASE + max(heights, _PER_BASIN_VOXEL * prod(n + 2 for n in shape))
 
 
 def merge_bytes(plan: InstancePlan, labels_on_faces: int) -> int:
     """Memory of the merge for so many local labels that lie on faces between blocks, at most."""
+    if plan.watershed is not None:
+        return WORKER_BASE + _SORTING + NODE_BYTES * labels_on_faces
     planes = plan.roi.shape[0] * plan.blocking.grid.counts[1]
     return WORKER_BASE + 24 * labels_on_faces + 8 * planes
 
 
 def disk_bytes(plan: InstancePlan) -> int:
     """Estimate of what local labels, ids with their pyramid, and evidence take."""
-    return int(plan.roi.size * _STORED_PER_VOXEL) + 64 * 1024 * len(plan.blocking)
+    stored = int(plan.roi.size * _STORED_PER_VOXEL) + 64 * 1024 * len(plan.blocking)
+    if plan.watershed is None:
+        return stored
+    pieces = pieces_at_most(plan)
+    edges = _EDGES_PER_PIECE * EDGE_BYTES * pieces
+    return stored + edges + _BYTES_PER_PIECE * pieces + _BYTES_PER_FACE_VOXEL * _face_voxels(plan)
+
+
+def pieces_at_most(plan: InstancePlan) -> int:
+    """Pieces of basins that the merge of a watershed gets of pure noise; of smooth heights far fewer."""
+    return _face_voxels(plan) // _FACE_PER_PIECE
+
+
+def scratch_bytes(plan: InstancePlan, pieces: int) -> int:
+    """Local disk that the merge takes to sort the edges of so many pieces; none for components."""
+    return 0 if plan.watershed is None else _EDGES_PER_PIECE * EDGE_BYTES * pieces
+
+
+def _face_voxels(plan: InstancePlan) -> int:
+    """Voxels on faces between blocks, both sides."""
+    counts, shape = plan.blocking.grid.counts, plan.roi.shape
+    planes = (2 * (n - 1) * plan.roi.size // s for n, s in zip(counts, shape))
+    across_z, *others = planes
+    return sum(others) + (0 if plan.planar else across_z)
 
 
 def require_memory(plan: InstancePlan, *, workers: int, available: int | None) -> None:

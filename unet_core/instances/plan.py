@@ -13,10 +13,11 @@ from unet_core.geometry import Box, Shape
 from unet_core.instances import kinds
 from unet_core.instances.blocking import Blocking, Connectivity
 from unet_core.instances.evidence import folder_of, key_of
+from unet_core.instances.watershed.settings import WatershedPlan, plan_watershed
 from unet_core.ledger import Stage
 from unet_core.table import FILES, TablePlan, sums_key
 
-Method = Literal["components"]
+Method = Literal["components", "watershed"]
 Connect = Literal["3d", "2d"]
 
 CLASSES, PROBABILITIES, LOCAL, FINAL = "classes/0", "probabilities/0", "local/0", "0"
@@ -27,6 +28,8 @@ _BLOCK = 2**24  # voxels that a block is made of where a shard has fewer
 _MOST_CLASSES = 255
 # Classes that are objects, by what the network was trained for; else all but the first.
 _INSIDE = {"boundary": (0,), "interior-boundary": (1,)}
+# And classes that lie between them: a watershed grows over these.
+_BETWEEN = {"boundary": (1,), "interior-boundary": (2,)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +45,9 @@ class InstanceRequest:
     connect
         "2d" labels every plane by itself.
     min_size
-        Voxels of the smallest object that is kept.
+        Voxels of the smallest object that is kept; smaller ones of a watershed join a neighbour.
+    persistence, prominence, radius
+        Of a watershed alone, see `watershed.Criterion` and `watershed.HeightMap`.
     """
 
     method: Method = "components"
@@ -52,6 +57,14 @@ class InstanceRequest:
     connect: Connect = "3d"
     fill_holes: bool = False
     min_size: int = 1
+    persistence: float | None = None
+    prominence: float | None = None
+    radius: int | None = None
+
+    @property
+    def needs_probabilities(self) -> bool:
+        """Whether classes alone do not do."""
+        return self.threshold is not None or self.method == "watershed"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +77,8 @@ class InstancePlan:
         Nothing touches across z: as asked for, or since there is one plane.
     block
         Whole shards; it decides neither ids nor bytes.
+    watershed
+        What a watershed is made with; None for other methods.
     source
         The output whose local labels and evidence are merged anew; None: this run makes its own.
     table
@@ -80,18 +95,28 @@ class InstancePlan:
     volume: Shape
     roi: Box
     block: Shape
+    watershed: WatershedPlan | None = None
     source: str | None = None
     table: TablePlan | None = None
 
     def to_dict(self) -> dict[str, Any]:
+        watershed = None if self.watershed is None else self.watershed.to_dict()
         table = None if self.table is None else self.table.to_dict()
-        return {**asdict(self), "roi": str(self.roi), "table": table}
+        return {**asdict(self), "roi": str(self.roi), "watershed": watershed, "table": table}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> InstancePlan:
         lists = {name: tuple(value) for name, value in data.items() if isinstance(value, list)}
-        table = None if data["table"] is None else TablePlan.from_dict(data["table"])
-        return cls(**{**data, **lists, "roi": Box.parse(data["roi"]), "table": table})
+        watershed, table = data["watershed"], data["table"]
+        return cls(
+            **{
+                **data,
+                **lists,
+                "roi": Box.parse(data["roi"]),
+                "watershed": None if watershed is None else WatershedPlan.from_dict(watershed),
+                "table": None if table is None else TablePlan.from_dict(table),
+            }
+        )
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -99,7 +124,8 @@ class InstancePlan:
         names = ("method", "foreground", "threshold", "connectivity", "planar", "fill_holes", "min_size")
         values = asdict(self)
         # As JSON gives it back: what is asked for is compared with what a record holds.
-        return {name: list(v) if isinstance(v := values[name], tuple) else v for name in names}
+        common = {name: list(v) if isinstance(v := values[name], tuple) else v for name in names}
+        return common if self.watershed is None else {**common, "watershed": self.watershed.to_dict()}
 
     @property
     def blocking(self) -> Blocking:
@@ -119,8 +145,10 @@ class InstancePlan:
                 seams(name=HOLE_SEAMS, kinds=(kinds.HOLE_SEAMS,)),
                 _whole(blocking, FILL, (kinds.HOLE_FILLS,)),
             ]
+        reach = (0, 0, 0) if self.watershed is None else self.watershed.heights.reach
+        margin = tuple(n + (self.watershed is not None) for n in reach)
         found += [
-            blocks(name=LABEL, arrays=(LOCAL,), kinds=(kinds.OBJECTS, kinds.FACES)),
+            blocks(name=LABEL, arrays=(LOCAL,), kinds=(kinds.OBJECTS, kinds.FACES), margin=margin),
             seams(name=SEAMS, kinds=(kinds.SEAMS,)),
         ]
         last = (
@@ -140,6 +168,7 @@ def plan_instances(
     roi: Box,
     shard: Shape,
     block: Shape | None = None,
+    voxel_size: tuple[float, ...] = (1.0, 1.0, 1.0),
 ) -> InstancePlan:
     """Resolve and check what is asked for.
 
@@ -149,11 +178,14 @@ def plan_instances(
         Names of the model's classes, and what it was trained for.
     shard, block
         Shard of the outputs; blocks that were asked for, or None.
+    voxel_size
+        z, y, x, any unit: distances in a watershed.
 
     Raises
     ------
     InputError
-        Classes that the model does not have, a threshold that is no probability, too many classes.
+        Classes that the model does not have, a threshold that is no probability, too many classes, options
+        of another method.
     """
     foreground = request.foreground or _INSIDE.get(target) or tuple(range(1, len(classes)))
     unknown = [c for c in foreground if not 0 <= c < len(classes)]
@@ -173,18 +205,46 @@ def plan_instances(
         raise InputError(
             "--threshold is not a probability", expected="above 0, at most 1", found=request.threshold
         )
+    planar = request.connect == "2d" or roi.shape[0] == 1
+    _require_options(request)
+    watershed = None
+    if request.method == "watershed":
+        watershed = plan_watershed(
+            boundary=tuple(c for c in _BETWEEN.get(target, ()) if c not in foreground),
+            voxel_size=voxel_size,
+            planar=planar,
+            persistence=request.persistence,
+            prominence=request.prominence,
+            radius=request.radius,
+        )
     return InstancePlan(
         method=request.method,
         foreground=foreground,
         threshold=request.threshold,
         connectivity=request.connectivity,
-        planar=request.connect == "2d" or roi.shape[0] == 1,
+        planar=planar,
         fill_holes=request.fill_holes,
         min_size=request.min_size,
         volume=volume,
         roi=roi,
         block=block or block_of(shard, volume),
+        watershed=watershed,
     )
+
+
+def _require_options(request: InstanceRequest) -> None:
+    """Refuse options that the method does not have."""
+    of_watershed = ("persistence", "prominence", "radius")
+    if request.method == "components":
+        wrong = [name for name in of_watershed if getattr(request, name) is not None]
+    else:
+        wrong = ["fill_holes"] if request.fill_holes else []
+    if wrong:
+        raise InputError(
+            f"{request.method} takes no such option",
+            found=", ".join(f"--{name.replace('_', '-')}" for name in wrong),
+            fix="leave it out, or choose another method",
+        )
 
 
 def block_of(shard: Shape, volume: Shape) -> Shape:
@@ -205,14 +265,17 @@ def _blocks(
     arrays: tuple[str, ...] = (),
     kinds: tuple[str, ...] = (),
     target: Any = None,
+    margin: Shape = (0, 0, 0),
 ) -> Stage:
     """A stage that does one block after the other."""
     return Stage(
         name=name,
         count=len(blocking),
         arrays=arrays,
+        quick=bool(arrays),
         target=target or (lambda index: (0, blocking.box(index))),
         objects=lambda index: [key_of(kind, index) for kind in kinds],
+        margin=margin,
     )
 
 

@@ -11,6 +11,7 @@ from unet_core.errors import InputError
 from unet_core.geometry import Shape
 from unet_core.instances.layout import begin_merge, create_final
 from unet_core.instances.plan import MERGE, InstancePlan
+from unet_core.instances.watershed.settings import WatershedPlan
 from unet_core.ledger import (
     Ledger,
     RunRecord,
@@ -29,11 +30,16 @@ KIND = "stitch"
 
 @dataclass(frozen=True, kw_only=True)
 class StitchRequest:
-    """What is asked for. `labels`: an output with instances; `min_size` None: as it has it."""
+    """What is asked for. `labels`: an output with instances; None: as it has it.
+
+    `persistence` and `prominence` are a watershed's.
+    """
 
     labels: str
     to: str
     min_size: int | None = None
+    persistence: float | None = None
+    prominence: float | None = None
     restart: bool = False
 
 
@@ -128,7 +134,12 @@ def plan_stitch(request: StitchRequest) -> PlannedStitch:
         channels=tuple(record.plan["channels"]),
         timepoint=record.plan["timepoint"],
         classes=tuple(record.plan["classes"]),
-        instances=replace(theirs, source=source.url, min_size=request.min_size or theirs.min_size),
+        instances=replace(
+            theirs,
+            source=source.url,
+            min_size=request.min_size or theirs.min_size,
+            watershed=_watershed_of(theirs, request),
+        ),
         pyramid=PyramidPlan.from_dict(record.plan["pyramid"]),
         chunk=tuple(record.plan["tiling"]["chunk"]),
         shard=tuple(record.plan["tiling"]["shard"]),
@@ -164,6 +175,21 @@ def prepare_stitched(output: Store, plan: StitchPlan) -> None:
         if output.remote or "://" in plan.volume
         else os.path.relpath(plan.volume, output.url),
     )
+
+
+def _watershed_of(theirs: InstancePlan, request: StitchRequest) -> WatershedPlan | None:
+    asked = {"persistence": request.persistence, "prominence": request.prominence}
+    if theirs.watershed is not None:
+        return theirs.watershed.with_thresholds(**asked)
+    given = [f"--{name}" for name, value in asked.items() if value is not None]
+    if given:
+        raise InputError(
+            "these instances are no watershed",
+            where=request.labels,
+            expected="--min-size alone",
+            found=", ".join(given),
+        )
+    return None
 
 
 def _require_labelled(source: Store, plan: InstancePlan) -> None:

@@ -11,7 +11,14 @@ commits it, and a ledger.
 """
 
 from unet_core.ledger.clearing import clear
-from unet_core.ledger.entries import Entries, Ledger, digest_of, digest_of_objects, object_digest
+from unet_core.ledger.entries import (
+    Entries,
+    Ledger,
+    digest_of,
+    digest_of_objects,
+    object_digest,
+    quick_digest,
+)
 from unet_core.ledger.lease import Holder, Lease, hold, holder, require_epoch
 from unet_core.ledger.quarantine import Failure, Quarantine
 from unet_core.ledger.record import (
@@ -48,6 +55,7 @@ __all__ = [
     "hold",
     "holder",
     "object_digest",
+    "quick_digest",
     "read_record",
     "read_status",
     "require_apart",

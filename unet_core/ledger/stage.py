@@ -23,8 +23,12 @@ class Stage:
         Paths of the arrays that a block writes, in the order in which their voxels enter its digest.
     target
         Time point and box (z, y, x, in the arrays' voxels) that block `index` writes.
+    quick
+        Whether the digest of its one array, of integers, is `quick_digest` instead of `digest_of`.
     objects
         Keys of plain objects that a block writes beside the arrays; one that ends in "/" is a folder of them.
+    margin
+        Voxels around its box that a block is made from, too.
     factors
         Voxels of the finest level per voxel of these arrays, z, y, x.
     """
@@ -33,7 +37,9 @@ class Stage:
     count: int
     arrays: tuple[str, ...]
     target: Callable[[int], tuple[int, Box]]
+    quick: bool = False
     objects: Callable[[int], Iterable[str]] = _none
+    margin: Shape = (0, 0, 0)
     factors: Shape = (1, 1, 1)
 
     def extent(self, index: int) -> tuple[int, Box]:

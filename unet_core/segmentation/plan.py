@@ -204,7 +204,7 @@ def plan_segmentation(
             expected=f"z0:z1,y0:y1,x0:x1 within {volume.box}",
             found=roi,
         )
-    if request.instances is not None and request.instances.threshold is not None:
+    if request.instances is not None and request.instances.needs_probabilities:
         request = replace(request, probabilities=True)
     if request.restart:
         require_replaceable(output, KIND)
@@ -290,12 +290,12 @@ def _new_plan(
             method="mode",
             extent=roi,
         ),
-        instances=_instances_of(request, model, roi, volume.shape, shard),
+        instances=_instances_of(request, model, roi, volume, shard),
     )
 
 
 def _instances_of(
-    request: SegmentRequest, model: StoredModel, roi: Box, volume: Shape, shard: Shape
+    request: SegmentRequest, model: StoredModel, roi: Box, volume: Volume, shard: Shape
 ) -> InstancePlan | None:
     if request.instances is None:
         return None
@@ -303,10 +303,11 @@ def _instances_of(
         request.instances,
         classes=model.card.class_names,
         target=model.card.target,
-        volume=volume,
+        volume=volume.shape,
         roi=roi,
         shard=shard,
         block=request.block,
+        voxel_size=volume.voxel_size,
     )
 
 
@@ -315,7 +316,7 @@ def identity_of(
 ) -> dict[str, Any]:
     """What decides the results. With a plan, its choices stand in for what the request left open."""
     tile = plan.tiling.tile if plan else request.tile
-    instances = plan.instances if plan else _instances_of(request, model, roi, volume.shape, (1, 1, 1))
+    instances = plan.instances if plan else _instances_of(request, model, roi, volume, (1, 1, 1))
     return {
         "volume": volume.identity(),
         "level": request.level,

@@ -9,9 +9,9 @@ stack      several files of one shape as one array
 axes | units                  what the axes are called and what a voxel measures
 """
 
-from unet_core.sources.files import files_of
+from unet_core.sources.files import files_of, volume_name
 from unet_core.sources.opening import open_source
 from unet_core.sources.source import Source, SourceSpec
 from unet_core.sources.units import space_unit
 
-__all__ = ["Source", "SourceSpec", "files_of", "open_source", "space_unit"]
+__all__ = ["Source", "SourceSpec", "files_of", "open_source", "space_unit", "volume_name"]

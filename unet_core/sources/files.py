@@ -73,6 +73,11 @@ def kind_of(path: str) -> str:
     return next((kind for kind, suffixes in _KINDS.items() if suffix in suffixes), "")
 
 
+def volume_name(file: str) -> str:
+    """The name of a file without the suffix that says its kind: "a.1" of "images/a.1.ome.tif"."""
+    return Path(file).stem.removesuffix(".ome")
+
+
 def readable() -> str:
     """All suffixes that are read, for messages."""
     return ", ".join(suffix for suffixes in _KINDS.values() for suffix in suffixes)

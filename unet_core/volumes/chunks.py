@@ -23,10 +23,10 @@ from unet_core.geometry import Box, Shape
 from unet_core.metadata import SPATIAL
 from unet_core.recent import Recent
 from unet_core.volumes.faults import scrub
+from unet_core.volumes.shards import Extent, read_whole, write_whole
 from unet_core.volumes.zarr_store import CheckedStore
 
 Selection = tuple[int | slice, ...]
-Extent = Sequence[tuple[int, int]]  # start and stop of each axis of an array
 
 
 def read_checked(array: zarr.Array[Any], selection: Selection, axes: Sequence[str]) -> NDArray[Any]:
@@ -46,6 +46,9 @@ def read_checked(array: zarr.Array[Any], selection: Selection, axes: Sequence[st
     StoreError
         The store does not give what it has.
     """
+    found = read_whole(array, _extent(array, selection))
+    if found is not None:
+        return found.reshape([n for n, s in zip(found.shape, selection) if isinstance(s, slice)])
     try:
         return np.asarray(array[selection])
     except (UnetFlowsError, MemoryError):
@@ -85,6 +88,9 @@ def write_checked(
     StoreError
         The store does not take it.
     """
+    extent = _extent(array, selection)
+    if write_whole(array, extent, data.reshape([b - a for a, b in extent])):
+        return
     try:
         array[selection] = data
         return

@@ -1,0 +1,104 @@
+"""Sets of volumes: what `*` or a folder stands for, images and labels paired by name.
+
+images/*.zarr        masks/*_mask.zarr        `*` stands for the same text in both
+samples/*/raw.zarr   samples/*/ids.zarr       also for a folder's name
+images               masks                    a folder that is no volume: the NAME.zarr in it
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from flows.config import Pair
+from unet_core.errors import InputError
+
+_ZARR = ("zarr.json", ".zgroup", ".zarray")  # what makes a folder a volume
+_SHOWN = 5  # of those without a partner
+
+Name = tuple[str, ...]  # what each `*` stands for
+
+
+def expanded(pair: Pair) -> list[Pair]:
+    """The pairs of a set, in the order of their names; a pair of single volumes is itself.
+
+    Raises
+    ------
+    InputError
+        A set beside a single volume, a set without a member, members without a partner, by name.
+    """
+    sets = [_is_set(path) for path in (pair.image, pair.labels)]
+    if not any(sets):
+        return [pair]
+    if not all(sets):
+        one, many = (pair.labels, pair.image) if sets[0] else (pair.image, pair.labels)
+        raise InputError(
+            "a set of volumes beside a single one",
+            where=one,
+            expected="a set on both sides, with `*` or as a folder",
+            found=f"only {many} is one",
+        )
+    images, labels = _members(pair.image), _members(pair.labels)
+    if lonely := [
+        f"{len(names)} {what}: {', '.join(names[:_SHOWN])}{' and others' if len(names) > _SHOWN else ''}"
+        for what, some, others in (
+            ("images without labels", images, labels),
+            ("labels without an image", labels, images),
+        )
+        if (names := [some[name] for name in sorted(some.keys() - others.keys())])
+    ]:
+        raise InputError(
+            "images and labels do not go in pairs",
+            where=f"{pair.image} and {pair.labels}",
+            expected="the same text for `*` in both",
+            found="\n".join(lonely),
+            fix="say what the names differ in, such as images/*.zarr and masks/*_mask.zarr",
+        )
+    return [
+        pair.model_copy(update={"image": images[name], "labels": labels[name]}) for name in sorted(images)
+    ]
+
+
+def _is_set(path: str) -> bool:
+    if "*" in path:
+        return True
+    place = Path(path).expanduser()
+    return "://" not in path and place.is_dir() and not any((place / name).exists() for name in _ZARR)
+
+
+def _members(path: str) -> dict[Name, str]:
+    """The volumes of a set by what `*` stands for in their paths."""
+    if "://" in path:
+        raise InputError(
+            "a set of volumes must lie in local folders", where=path, fix="name the volumes one by one"
+        )
+    place = Path(path).expanduser()
+    pattern = place if "*" in path else place / "*.zarr"
+    found: dict[Name, Path] = {(): Path(pattern.anchor)}
+    for part in pattern.relative_to(pattern.anchor).parts:
+        found = _below(found, part)
+    if not found:
+        raise InputError(
+            "no volume matches this pattern" if "*" in path else "no volume lies in this folder",
+            where=path,
+            expected=str(pattern),
+            fix="check the path",
+        )
+    return {
+        tuple(text.removesuffix(".zarr").removesuffix(".ome") for text in name): str(p)
+        for name, p in found.items()
+    }
+
+
+def _below(found: dict[Name, Path], part: str) -> dict[Name, Path]:
+    """One part of a path further; `*` is never the beginning of a hidden name."""
+    if "*" not in part:
+        return {name: path / part for name, path in found.items() if (path / part).exists()}
+    text = re.compile("(.*)".join(map(re.escape, part.split("*"))))
+    return {
+        (*name, *match.groups()): entry
+        for name, path in found.items()
+        if path.is_dir()
+        for entry in path.iterdir()
+        if entry.is_dir() and entry.name[0] != "." and (match := text.fullmatch(entry.name))
+    }
