@@ -29,7 +29,13 @@ settings.load_profile("unet-flows")
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
-_SLOWEST = ("test_faults.py", "test_segment_flow.py", "test_exactness.py")
+_SLOWEST = (
+    "test_faults.py",
+    "test_train_flow.py",
+    "test_segment_flow.py",
+    "test_ranks.py",
+    "test_exactness.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
