@@ -143,5 +143,5 @@ def test_instances_are_made_in_s3(bucket: str, tmp_path: Path) -> None:
             verify_block(store, stage, 0, f"{digest:016x}")
         return store
 
-    remote, local = made(f"{bucket}/labels.zarr"), made(str(tmp_path / "labels.zarr"))
+    remote, local = made(f"{bucket}/instances.zarr"), made(str(tmp_path / "instances.zarr"))
     assert test_instances.stored(remote) == test_instances.stored(local)
