@@ -25,7 +25,7 @@ def expanded(pair: Pair) -> list[Pair]:
     Raises
     ------
     InputError
-        A set beside a single volume, a set without a member, members without a partner, by name.
+        A set beside a single volume, a set without a member, members of one name, or without a partner.
     """
     sets = [_is_set(path) for path in (pair.image, pair.labels)]
     if not any(sets):
@@ -84,10 +84,12 @@ def _members(path: str) -> dict[Name, str]:
             expected=str(pattern),
             fix="check the path",
         )
-    return {
-        tuple(text.removesuffix(".zarr").removesuffix(".ome") for text in name): str(p)
-        for name, p in found.items()
-    }
+    members: dict[Name, str] = {}
+    for name, volume in found.items():
+        bare = tuple(text.removesuffix(".zarr").removesuffix(".ome") for text in name)
+        if (other := members.setdefault(bare, str(volume))) != str(volume):
+            raise InputError("two volumes of a set have one name", where=path, found=f"{other} and {volume}")
+    return members
 
 
 def _below(found: dict[Name, Path], part: str) -> dict[Name, Path]:

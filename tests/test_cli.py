@@ -459,6 +459,8 @@ ingest absent/*.png --to v
 train --image absent --labels absent --to m
 train --image absent --labels absent --init t.toml
 train absent.toml
+train --image . --labels . --to m --cluster absent.toml
+segment . --model . --to l --cluster absent.toml
 evaluate absent absent
 status absent
 verify absent
@@ -515,7 +517,8 @@ from flows.supervise import INTERRUPTED, supervised
 def work():
     try:
         print("ready", flush=True)
-        time.sleep(60)
+        while True:
+            time.sleep(0.05)  # a signal on the way into a long one would be noticed after it
     except KeyboardInterrupt:
         return INTERRUPTED
 sys.exit(supervised(work))

@@ -14,6 +14,7 @@ from skimage.measure import label
 
 from unet_core.errors import DataError, InputError
 from unet_core.geometry import Box
+from unet_core.instances import union_find
 from unet_core.instances.blocking import Blocking, Connectivity
 from unet_core.instances.evidence import pack, unpack
 from unet_core.instances.foreground import by_class, by_threshold
@@ -165,3 +166,12 @@ def test_evidence_comes_back_and_damage_is_found() -> None:
 def test_a_block_whose_labels_would_not_fit_is_refused() -> None:
     with pytest.raises(InputError, match="smaller --block"):
         Blocking(volume=(2048,) * 3, roi=Box.of_shape((2048,) * 3), block=(2048,) * 3)
+
+
+def test_sets_are_found_with_more_nodes_than_32_bits_count() -> None:
+    found = []
+    for kind in (union_find._kind(2**32 - 1), union_find._kind(2**32)):
+        parents = np.arange(7, dtype=kind)
+        union_find.unite(parents, np.array([5, 1, 3]), np.array([2, 5, 6]))
+        found.append((parents.dtype.itemsize, union_find.number(parents), parents.tolist()))
+    assert found == [(4, 4, [0, 1, 1, 2, 3, 1, 2]), (8, 4, [0, 1, 1, 2, 3, 1, 2])]

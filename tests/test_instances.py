@@ -29,9 +29,10 @@ from unet_core.instances.in_memory import label_components
 from unet_core.instances.plan import MERGE, block_of
 from unet_core.ledger import Ledger, hold
 from unet_core.pyramid import PyramidPlan
+from unet_core.query.objects import ObjectTable
 from unet_core.table import FILES, TablePlan
 from unet_core.verification import verify_block
-from unet_core.volumes import Store, Volume, open_for_writing, write_box
+from unet_core.volumes import Store, Volume, create_multiscale, open_for_writing, write_box
 
 SHAPE, CHUNK, SHARD = (15, 30, 27), (4, 8, 8), (8, 16, 16)
 NAMES = ("background", "cell", "nucleus")
@@ -196,6 +197,50 @@ def test_merging_anew_from_another_output(tmp_path: Path) -> None:
     assert go_on(other, merged)
     assert stored(other) == stored(expected)
     assert final(other).max() < final(first).max()
+
+
+def write_probabilities(store: Store, probabilities: NDArray[np.uint8]) -> None:
+    """(class, z, y, x) of 255, as `predict` leaves them."""
+    create_multiscale(
+        store.child("probabilities"),
+        kind="image",
+        axes="czyx",
+        leading=(len(probabilities),),
+        levels=only_level(SHAPE),
+        dtype=np.dtype(np.uint8),
+        chunk=CHUNK,
+        shard=SHARD,
+        voxel_size=(2.0, 1.0, 1.0),
+        origin=(0.0,) * 3,
+        unit="micrometer",
+        name="probabilities",
+    )
+    write_box(open_for_writing(store, "probabilities/0"), Box.of_shape(SHAPE), probabilities)
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        InstanceRequest(fill_holes=True, connect="2d"),
+        InstanceRequest(threshold=0.3),
+        InstanceRequest(method="watershed", threshold=0.3),
+        InstanceRequest(method="watershed", threshold=0.3, foreground=(2,)),
+    ],
+)
+def test_objects_have_the_class_that_they_were_made_of(tmp_path: Path, request_: InstanceRequest) -> None:
+    """Also where the network calls most of their voxels background."""
+    classes = np.zeros(SHAPE, np.uint8)
+    classes[4, 4:26, 2:24] = 2
+    classes[4, 5:25, 3:23] = 0  # a hole larger than its wall
+    probabilities = np.zeros((len(NAMES), *SHAPE), np.uint8)
+    probabilities[:, 4, 4:26, 2:24] = np.array([125, 40, 90], np.uint8)[:, None, None]
+    plan = plan_of(request_)
+    store = begin(tmp_path / "labels.zarr", plan, classes)
+    write_probabilities(store, probabilities)
+    assert go_on(store, plan)
+    table = ObjectTable.open(store, "f" * 16)
+    assert table is not None
+    assert table.select(None).select(["class", "voxels"]).to_pylist() == [{"class": 2, "voxels": 22 * 22}]
 
 
 def test_damage_to_what_blocks_left_is_found(tmp_path: Path) -> None:

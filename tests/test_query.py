@@ -89,8 +89,9 @@ def test_at_finds_the_id_of_a_voxel_and_of_a_physical_place(labels: Labels) -> N
     for wrong in ((9, 0, 0), (0, -1, 0)):
         with pytest.raises(InputError, match="outside the volume"):
             labels.at(wrong)
-    with pytest.raises(InputError, match="one number per axis"):
-        labels.at((0, 0))
+    for odd in ((0, 0), (0, float("nan"), 0), (float("inf"), 0, 0)):
+        with pytest.raises(InputError, match="one number per axis"):
+            labels.at(odd)
 
 
 def test_object_has_its_measurements_and_no_other(labels: Labels) -> None:
@@ -261,6 +262,21 @@ def test_everything_works_on_s3_and_reads_ranges(bucket: str, labels: Labels) ->
         assert file.read(0) == b""
     with pytest.raises(FileNotFoundError):
         remote.store.ranges("tables/absent")
+
+
+def test_a_plane_is_asked_in_two_coordinates(tmp_path: Path) -> None:
+    plane = np.zeros((1, 20, 24), "u4")
+    plane[0, 2:5, 3:20], plane[0, 5:9, 3:6] = 1, 2
+    classes = plane.astype("u1")
+    url = write_labels(str(tmp_path), plane, plane[np.newaxis], classes, chunk=(1, 8, 8), block=(1, 16, 16))
+    labels = Labels.open(url)
+    assert labels.at((4, 10)) == labels.at((0, 4, 10)) == labels.at((2.0, -2.5), physical=True) == 1
+    assert labels.box(Box((5, 0), (9, 24)))["id"].to_pylist() == [2]
+    assert labels.crop(Box((5, 0), (9, 24))).labels.shape == (1, 4, 24)
+    row = labels.object(1)
+    assert (row["volume"], row["touches_border"], "axis_middle" in row) == (51 * 0.5 * 0.25, False, False)
+    assert labels.neighbours(1).to_pylist() == [{"id": 2, "faces": 3, "area": 3 * 0.25}]
+    assert labels.mask(2)[1].all()
 
 
 class TestRefuses:

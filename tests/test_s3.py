@@ -19,7 +19,6 @@ from unet_core import training
 from unet_core.architecture import UNetSpec
 from unet_core.checkpoint import load_model
 from unet_core.errors import InputError
-from unet_core.instances import InstanceRequest
 from unet_core.labelling import LabelledRegion
 from unet_core.ledger import Failure, Ledger, Quarantine, hold
 from unet_core.verification import verify_block
@@ -132,22 +131,17 @@ def test_create_is_exclusive(bucket: str, tmp_path: Path) -> None:
         assert list(store.keys()) == ["lease"]
 
 
-@pytest.mark.parametrize("method", ["components", "watershed"])
-def test_instances_are_made_in_s3(bucket: str, tmp_path: Path, method: str) -> None:
+def test_instances_are_made_in_s3(bucket: str, tmp_path: Path) -> None:
     """Evidence, ids and tables: the bytes that a disk gets."""
 
     def made(place: str) -> Store:
-        if method == "watershed":
-            plan = test_watershed_stages.plan_of()
-            store = test_watershed_stages.start(place, plan)
-        else:
-            plan = test_instances.plan_of(InstanceRequest(fill_holes=True))
-            store = test_instances.begin(place, plan, test_instances.classes_of())
+        plan = test_watershed_stages.plan_of()
+        store = test_watershed_stages.start(place, plan)
         assert test_instances.go_on(store, plan)
         for stage in plan.stages:
             digest = Ledger(store, stage.name, stage.count).read().digest[0]
             verify_block(store, stage, 0, f"{digest:016x}")
         return store
 
-    remote, local = made(f"{bucket}/{method}.zarr"), made(str(tmp_path / "labels.zarr"))
+    remote, local = made(f"{bucket}/instances.zarr"), made(str(tmp_path / "instances.zarr"))
     assert test_instances.stored(remote) == test_instances.stored(local)

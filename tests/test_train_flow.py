@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import signal
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +11,6 @@ import psutil
 import pytest
 import zarr
 from killing import COMMAND, Running, prefect_server, wait_until
-from PIL import Image
 from test_training import blobs
 
 from flows.inspection import status, verify
@@ -143,19 +140,3 @@ def test_another_configuration_is_refused_by_name(root, server, reference):
     assert "learning_rate" in document["error"]["expected"]
     assert "0.02" in document["error"]["found"]
     assert load_model(str(root / "reference"))
-
-
-def test_a_proposed_configuration_trains(root, server, tmp_path):
-    config = tmp_path / "train.toml"
-    arguments = ("--image", str(root / "image.zarr"), "--labels", str(root / "labels.zarr"))
-    said = Running.start([*COMMAND, "train", "--init", str(config), *arguments, "--json"], **server)
-    code, document, errors = said.end()
-    assert (code, document["written"]) == (0, str(config)), errors
-    options = ("--to", str(tmp_path / "model"), "--steps", "2", "--json")
-    code, document, errors = Running.start([*COMMAND, "train", str(config), *options], **server).end(300)
-    assert (code, document["status"]) == (0, "complete"), errors
-    chosen = tomllib.loads(config.read_text())["target"]
-    assert json.loads((tmp_path / "model" / "model.json").read_text())["target"] == chosen
-    for name in ("batch.png", "validation.png", "training.png"):
-        with Image.open(tmp_path / "model" / name) as picture:
-            assert picture.width > 100

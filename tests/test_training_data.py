@@ -87,6 +87,9 @@ def test_what_has_no_partner_is_named(frames, monkeypatch):
         "1 images without labels: image-8.zarr",
         "1 labels without an image: labels-7.zarr",
     ]
+    write_array(frames / "image-8.ome.zarr", np.ones((4, 4), np.uint8), axes="yx")
+    with pytest.raises(InputError, match="one name"):
+        labelled_regions(config(image="image-*.zarr", labels="labels-*.zarr"))
     (frames / "empty").mkdir()
     with pytest.raises(InputError, match="no volume lies in this folder") as refused:
         labelled_regions(config(image="empty", labels="empty"))

@@ -48,7 +48,7 @@ def train(
     **parameters: Any,
 ) -> None:
     """Train a U-Net on labelled boxes of one or several volumes; the same command again goes on."""
-    from flows.config import read_training
+    from flows.config import read_cluster, read_training
 
     given = {k: v for k, v in parameters.items() if v is not None}
     if init is not None:
@@ -64,6 +64,7 @@ def train(
     for pair in (*settings.pairs, *settings.validation):
         require_there("no such volume", pair.image, pair.labels)
     require_there("no such model", settings.fine_tune)
+    read_cluster(settings.cluster, workers=settings.workers)
     from flows.outcome import told
     from flows.summary import print_training
     from flows.train import flow_of, prepare, recorded
@@ -90,13 +91,13 @@ def segment(
     config = validate(SegmentConfig, parameters)
     require_there("no such volume", config.volume)
     require_there("no such model", config.model, fix="train one: unet-flows train --help")
+    cluster = read_cluster(config.cluster, workers=config.workers)
     from flows.outcome import told
     from flows.segment import plan as make_plan
     from flows.segment import segment as flow
     from flows.summary import plan_document, print_plan, print_run
 
     planned = make_plan(config)
-    cluster = read_cluster(config.cluster, workers=config.workers)
     document = plan_document(planned, workers=cluster.workers)
     if plan:
         report(document, as_json, print_plan)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import zarr
 from numpy.typing import NDArray
 
@@ -116,14 +117,29 @@ class InstanceWorker:
     def _relabel(self, index: int, evidence: InStore) -> NDArray[Any]:
         box = self._blocking.box(index)
         local = read_box(self._local, box)[0]
+        classes = self._object_classes(local, box, index, evidence)
         target = self._array(plan.FINAL)
         final = renumber(local, kinds.table_of(evidence, index).astype(target.dtype))
         write_box(target, box, final)
         # Measured while the ids are at hand: later all would be read once more.
-        image, classes = self._image.read(box), self._read(plan.CLASSES, box)[0]
-        sums = self._table.measure(final, box, image=image, classes=classes)
+        sums = self._table.measure(final, box, image=self._image.read(box), classes=classes)
         evidence.digests.update(write_sums(self._store, index, sums))
         return final
+
+    def _object_classes(
+        self, local: NDArray[np.uint32], box: Box, index: int, evidence: InStore
+    ) -> NDArray[np.uint8]:
+        """The class that a block's objects were made of; the network may call a voxel of them background.
+
+        So it is where a hole was filled, a threshold is below one half, or a watershed grew over a boundary.
+        """
+        foreground = self._plan.foreground
+        if self._plan.method == "components":
+            value = evidence.read(kinds.OBJECTS, index)["value"]
+            return renumber(local, np.concatenate([np.zeros(1, np.uint8), value - np.uint8(1)]))
+        if len(foreground) == 1:
+            return np.full(local.shape, foreground[0], np.uint8)
+        return by_threshold(self._read(plan.PROBABILITIES, box), foreground, 0) - np.uint8(1)
 
     def _write_table(self, index: int, evidence: InStore) -> None:
         digests = write_tables(

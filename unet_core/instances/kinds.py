@@ -5,7 +5,7 @@ HOLE_ENCLOSURES  enclose       of each label of the background: face reached, va
 HOLE_FACES       enclose       faces of the background's labels and of the values            hole-seams
 HOLE_SEAMS       hole-seams    pairs of its labels that touch, values across seams           fill
 HOLE_FILLS       fill          what each label of the background is filled with              label
-OBJECTS          label         size, first voxel, value of each label                        merge
+OBJECTS          label         size, first voxel, value of each label                        merge, relabel
 FACES            label         faces of labels and values                                    seams
 SEAMS            seams         pairs of labels that touch, labels on faces                   merge
 IDS              merge         id of each label that lies on no face, else 0                 relabel

@@ -16,7 +16,12 @@ from unet_core.instances.compiled import compiled
 
 def fresh(count: int) -> NDArray[Any]:
     """`count` nodes, each a set of its own; 4 bytes each where that is enough."""
-    return np.arange(count, dtype=np.uint32 if count < 2**32 else np.uint64)
+    return np.arange(count, dtype=_kind(count))
+
+
+def _kind(count: int) -> np.dtype[Any]:
+    # Signed where 32 bits do not do: an index that is now int64, now uint64 is a float to numba.
+    return np.dtype(np.uint32 if count < 2**32 else np.int64)
 
 
 @compiled

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import floor, prod
+from math import floor, isfinite, prod
 from typing import Any
 
 import numpy as np
@@ -136,7 +136,7 @@ class Labels:
         place = tuple(position)
         if planar and len(place) == 2:
             place = (origin[0] if physical else 0.0, *place)
-        if len(place) != 3:
+        if len(place) != 3 or not all(map(isfinite, place)):
             raise InputError(
                 "a place has one number per axis",
                 expected="y,x" if planar else "z,y,x",

@@ -74,7 +74,7 @@ def write_tables(
     fingerprint
         Of the run: a table of another run is refused by those who read it.
     memory
-        About how many bytes the merge may take, beside the sums of 8 blocks. What does not fit goes through
+        About how many bytes the merge may take, beside the sums of one block. What does not fit goes through
         temporary files.
 
     Raises
@@ -141,23 +141,19 @@ def write_tables(
 
 
 def _all_sums(store: Store, blocks: int) -> Iterator[Sums]:
-    """The sums of all blocks, in order, some of them read ahead."""
+    """The sums of all blocks, in order; some are fetched ahead, and stay compressed until their turn."""
     indices = iter(range(blocks))
     with ThreadPoolExecutor(_READERS) as pool:
         while some := list(islice(indices, _READERS)):
-            yield from pool.map(lambda index: _read_sums(store, index), some)
-
-
-def _read_sums(store: Store, index: int) -> Sums:
-    where = f"{store.url}/{sums_key(index)}"
-    data = store.read(sums_key(index))
-    if data is None:
-        raise DataError(
-            "the partial sums of a block are missing",
-            where=where,
-            fix="unet-flows verify OUTPUT --repair, then the command that made it",
-        )
-    return Sums.from_bytes(data, where=where)
+            for index, data in zip(some, pool.map(lambda index: store.read(sums_key(index)), some)):
+                where = f"{store.url}/{sums_key(index)}"
+                if data is None:
+                    raise DataError(
+                        "the partial sums of a block are missing",
+                        where=where,
+                        fix="unet-flows verify OUTPUT --repair, then the command that made it",
+                    )
+                yield Sums.from_bytes(data, where=where)
 
 
 def _require_dense(rows: Rows, pieces: Rows, before: int, store: Store) -> int:
