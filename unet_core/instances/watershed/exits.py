@@ -2,8 +2,8 @@
 
     code of a block: 0 to 26, by raster order of its offset from the block that looks; 13 is that block itself
 
-A piece leaves to a voxel of another block, which lies on one of its faces. The label there may leave that block
-again. Heights grow along the way, so it ends: at a piece with a peak, or where no faces are at hand.
+A piece leaves to a voxel of another block, which lies on one of its faces. The label there may leave that
+block again. Heights grow along the way, so it ends: at a piece with a peak, or where no faces are at hand.
 """
 
 from __future__ import annotations
@@ -72,25 +72,18 @@ class Exits:
         return found
 
     def _at(self, places: NDArray[np.uint64]) -> tuple[NDArray[np.uint8], NDArray[np.uint32]]:
-        """Code of the block and label of voxels on faces, by raster index; label 0 where no faces are at hand."""
+        """Code of the block and label of voxels on faces, by raster index; 0 where no faces are at hand."""
         voxels = np.stack(np.unravel_index(places.astype(np.int64), self._blocking.volume), axis=1)
         offsets = voxels // np.array(self._blocking.block) - self._cell
         around = (abs(offsets) <= 1).all(axis=1)
         codes = np.where(around, (offsets + 1) @ np.array([9, 3, 1]), 255).astype(np.uint8)
         found = np.zeros(len(places), np.uint32)
-        for code in np.unique(codes):
-            if int(code) not in self._faces:
-                continue
-            there = (
-                self._index if code == HERE else self._blocking.neighbour(self._index, offset_of(int(code)))
-            )
+        for code in map(int, np.unique(codes)):
+            offset = offset_of(code) if code in self._faces else None
+            there = self._blocking.neighbour(self._index, offset) if offset else None
             if there is None:
                 continue
-            box, faces, chosen = (
-                self._blocking.box(there),
-                self._faces[int(code)],
-                np.flatnonzero(codes == code),
-            )
+            box, faces, chosen = self._blocking.box(there), self._faces[code], np.flatnonzero(codes == code)
             for axis, side in self._blocking.inner_sides(there):
                 edge = box.upper[axis] - 1 if side else box.lower[axis]
                 on_face = chosen[voxels[chosen, axis] == edge]

@@ -7,9 +7,9 @@
 A piece of A that leaves to voxel v is the same as the piece of B that holds v (`exits`). Every other pair of
 voxels (u, v) is a saddle, as within a block.
 
-Heights that rise through a face leave through every third voxel of it, and each such piece touches others. Where
-they lead is known here, so pairs of pieces become pairs of what these are parts of: most are pairs of the same
-then, or of the same two. What the merge gets is a few pairs for each basin that lies on a face.
+Heights that rise through a face leave through every third voxel of it, and each such piece touches others.
+Where they lead is known here, so pairs of pieces become pairs of what these are parts of: most are pairs of
+the same then, or of the same two. What the merge gets is a few pairs for each basin that lies on a face.
 """
 
 from __future__ import annotations

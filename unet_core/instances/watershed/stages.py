@@ -74,7 +74,7 @@ def label(
 
 
 def seams(blocking: Blocking, index: int, evidence: Evidence, connectivity: Connectivity) -> None:
-    """Find where a block's pieces lead, and the pairs of its pieces and of its seams with lower neighbours."""
+    """Find where a block's pieces lead, and the pairs of its pieces and across its lower seams."""
     faces: dict[int, Faces] = {HERE: evidence.read(FACES, index)}
     near = neighbours(full=connectivity == "full", planar=blocking.planar)
     for code in map(int, np.flatnonzero(near)):  # blocks touch as voxels do
@@ -162,20 +162,9 @@ def _batches(
         # Where the labels of each block around begin, as nodes.
         around = [index if c == HERE else blocking.neighbour(index, offset_of(c)) for c in range(27)]
         first = np.array([-1 if there is None else starts[there] for there in around], np.int64) - 1
-
-        def nodes(block: NDArray[np.uint8], label: NDArray[np.uint32]) -> NDArray[np.uint32]:
-            return (first[block] + label).astype(np.uint32)
-
-        own = (found["leaves"] + first[HERE]).astype(np.uint32)
-        yield (
-            (own, nodes(found["to_block"], found["to"])),
-            Batch(
-                found["saddle"],
-                nodes(found["a_block"], found["a"]),
-                nodes(found["b_block"], found["b"]),
-                found["direction"],
-            ),
-        )
+        to, a, b = ((first[found[f"{end}_block"]] + found[end]).astype(np.uint32) for end in ("to", "a", "b"))
+        leaving = (first[HERE] + found["leaves"]).astype(np.uint32)
+        yield (leaving, to), Batch(found["saddle"], a, b, found["direction"])
 
 
 def _require_room(nodes: int, edges: int, memory: int, folder: str) -> None:
