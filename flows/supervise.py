@@ -13,7 +13,7 @@ from unet_core.errors import UnetFlowsError
 
 INTERRUPTED = 130
 _SET_PARENT_DEATH_SIGNAL = 1  # prctl(2)
-_STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_AWAITED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM, signal.SIGCHLD)
 _PATIENCE = 9  # seconds until a process that was asked to stop is ended
 
 
@@ -33,8 +33,8 @@ def supervised(work: Callable[[], int]) -> int:
     where it exited with 130 (https://www.cons.org/cracauer/sigint.html): so this process dies of it in the
     end. Call this before threads are started: it forks.
     """
-    # Held back until both have their handlers: one that came between would end the parent alone.
-    signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
+    # Held back from here on: the parent takes them one by one, so that none is missed on the way into a wait.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _AWAITED)
     parent = os.getpid()
     child = os.fork()
     if child == 0:
@@ -44,22 +44,9 @@ def supervised(work: Callable[[], int]) -> int:
         # behind; and a shell's background jobs are born with SIGINT ignored.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, _interrupt)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _AWAITED)
         return work()
-    asked: set[int] = set()
-
-    def stop(number: int, _: object) -> None:
-        if not asked:
-            signal.alarm(_PATIENCE)
-        asked.add(number)
-        _send(child, number)
-
-    for number in _STOPS:
-        signal.signal(number, stop)
-    # A call into a store that does not answer cannot be interrupted; the ledger knows what is done.
-    signal.signal(signal.SIGALRM, lambda *_: _send(child, signal.SIGKILL))
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
-    _, status = os.waitpid(child, 0)
+    status, asked = _wait(child)
     overdue = bool(asked) and signal.alarm(0) == 0
     with suppress(ProcessLookupError):
         os.killpg(child, signal.SIGKILL)
@@ -72,10 +59,30 @@ def supervised(work: Callable[[], int]) -> int:
     return code if code >= 0 else 128 - code
 
 
+def _wait(child: int) -> tuple[int, set[int]]:
+    """Pass on what this process is asked, until the child ends: its status, and what was asked."""
+    asked: set[int] = set()
+    while True:
+        number = signal.sigwait(_AWAITED)
+        if number == signal.SIGCHLD:
+            ended, status = os.waitpid(child, os.WNOHANG)
+            if ended:
+                return status, asked
+        elif number == signal.SIGALRM:
+            # A call into a store that does not answer cannot be interrupted; the ledger knows what is done.
+            _send(child, signal.SIGKILL)
+        else:
+            if not asked:
+                signal.alarm(_PATIENCE)
+            asked.add(number)
+            _send(child, number)
+
+
 def _die_of(number: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
     os.kill(os.getpid(), number)
 
 

@@ -525,11 +525,19 @@ sys.exit(supervised(work))
 """
 
 
+# bash cannot heed what was ignored when it began, as it is where these tests run in the background.
+HEEDFUL = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
+
+
 def test_one_ctrl_c_ends_a_shells_loop() -> None:
     """bash goes on with the next round where a command exits with 130 by itself."""
     loop = 'for i in 1 2; do "$0" -c "$1"; done; echo went on'
     with subprocess.Popen(
-        ["bash", "-c", loop, sys.executable, OBEDIENT],
+        [sys.executable, "-c", HEEDFUL, "bash", "-c", loop, sys.executable, OBEDIENT],
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
