@@ -29,6 +29,7 @@ from killing import (
     wait_for_blocks,
     wait_until,
 )
+from skimage import measure
 
 from flows.inspection import status, verify
 from unet_core.ledger import hold
@@ -241,4 +242,27 @@ def test_a_short_soak(
     to = tmp_path / "labels.zarr"
     soak(root, to, kills=2, seed=int(os.environ.get("SOAK_SEED", "1")), environment=server)
     assert voxels(to) == reference
+    assert verify(str(to)).sound
+
+
+def test_instances_are_killed(
+    root: Path, server: dict[str, str], reference: dict[str, bytes], tmp_path: Path
+) -> None:
+    """Everything at once while labels are made, the flow while ids are written: skimage's ids in the end."""
+    to = tmp_path / "instances.zarr"
+    options = ("--instances", "components", "--connectivity", "full", "--workers", "2")
+    running = begin(root, to, server, *options)
+    wait_for_blocks(running, to, 1, "label")
+    running.kill_all()
+    running = begin(root, to, server, *options)
+    wait_for_blocks(running, to, 1, "relabel")
+    if (flow := running.flow()) is not None:
+        flow.kill()
+    running.end()
+    document = goes_on(root, to, server, *options)
+    assert document["stages"]["label"]["done"] == 0, "what was done is not done again"
+    classes = zarr.open_array(root / "reference.zarr" / "0", mode="r")[:]
+    found = zarr.open_array(to / "0", mode="r")[:]
+    np.testing.assert_array_equal(found, measure.label(classes, connectivity=3))
+    assert found.max() > 1
     assert verify(str(to)).sound
