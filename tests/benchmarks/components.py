@@ -1,11 +1,12 @@
 """Connected components block by block, against cc3d and skimage on the whole array, in one run.
 
-    python tests/benchmarks/components.py [--size 512 | --shape 1024,512,512] [--block 256,256,256] [--peers]
+    python tests/benchmarks/components.py [--size 512 | --shape 1024,512,512] [--peers PYTHON]
 
 `memory`: label, seams, merge and relabel on arrays, on one core. `store`: the same stages from class Zarr to
 id Zarr through the ledger, by two processes; objects are measured on the way, writing their table is not
 counted. All results must be equal, ids included. Ratios "by cores" count the seconds that cores worked, which
-other work on the machine changes less. `--peers` adds dask-image where it is installed: minutes at 512.
+other work on the machine changes less. `--peers`: patchworks and dask-image, from Zarr to Zarr in an
+interpreter of their own (`component_peers.py`), with two threads; dask-image takes minutes at 512.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable
@@ -24,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import zarr
 
 from unet_core.geometry import Box, Shape
 from unet_core.instances import (
@@ -181,12 +184,24 @@ def equal_to(url: str, expected: np.ndarray) -> bool:
     )
 
 
-def by_dask_image(mask: np.ndarray) -> np.ndarray:
-    import dask.array as da
-    from dask_image.ndmeasure import label
-
-    labels, _ = label(da.from_array(mask, chunks=(128, 128, 128)))
-    return np.asarray(labels.compute(scheduler="threads", num_workers=2))
+def by_peer(python: str, peer: str, mask: np.ndarray, expected: np.ndarray) -> dict[str, Any]:
+    """From Zarr to Zarr by another interpreter; the same objects, whatever their ids."""
+    script = Path(__file__).with_name("component_peers.py")
+    with tempfile.TemporaryDirectory() as folder:
+        zarr.create_array(f"{folder}/mask.zarr", data=mask, chunks=(128, 128, 128))
+        command = [python, str(script), peer, f"{folder}/mask.zarr", f"{folder}/labels.zarr"]
+        told = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        labels = zarr.open_array(f"{folder}/labels.zarr/labels", mode="r")
+        theirs = np.zeros(int(expected.max()) + 1, np.int64)
+        for start in range(0, len(mask), 64):
+            ours, part = expected[start : start + 64], labels[start : start + 64]
+            theirs[ours] = part
+        for start in range(0, len(mask), 64):
+            if not np.array_equal(theirs[expected[start : start + 64]], labels[start : start + 64]):
+                raise SystemExit(f"{peer} found other objects")
+    if len(np.unique(theirs)) != len(theirs):
+        raise SystemExit(f"{peer} joined objects")
+    return dict(told)
 
 
 def main() -> None:
@@ -197,7 +212,8 @@ def main() -> None:
     parser.add_argument("--block", default="256,256,256", help="of the store: whole shards of 256")
     parser.add_argument("--memory-block", default="128,128,128")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--peers", action="store_true")
+    parser.add_argument("--peers", metavar="PYTHON", help="an interpreter that has them")
+    parser.add_argument("--peer", action="append", choices=("patchworks", "dask-image"))
     options = parser.parse_args()
     shape = tuple(map(int, options.shape.split(","))) if options.shape else (options.size,) * 3
     block = tuple(map(int, options.block.split(",")))
@@ -245,9 +261,9 @@ def main() -> None:
         "core_seconds_cc3d_skimage_memory": [round(s, 3) for s in (cc3d_cpu, skimage_cpu, memory_cpu)],
         "peak_bytes_of_a_worker": peak,
     }
-    if options.peers:
-        wall, _, _ = timed(lambda: by_dask_image(mask))
-        document["store_over_dask_image"] = round(wall / store_wall, 1)
+    for peer in (options.peer or ["patchworks", "dask-image"]) if options.peers else []:
+        told = by_peer(options.peers, peer, mask, expected)
+        document[peer] = told | {"store_over_it": round(told["seconds"] / store_wall, 2)}
     print(json.dumps(document, indent=1))
     for name, value in document.items():
         print(f"{name.replace('_', ' '):<32} {value}")
