@@ -608,3 +608,16 @@ def test_flows_show_every_parameter_with_its_description() -> None:
         assert field.description
         assert " ".join(properties[name]["description"].split()) == field.description
     assert segment.parameters.model_dump()["required"] == ["volume", "model", "to"]
+
+
+@pytest.mark.parametrize("command", [("--help",), ("status", "nowhere.zarr", "--json")])
+def test_nobody_reads_what_is_printed(command: tuple[str, ...]) -> None:
+    """As with `| head`, which closes its end early."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    program = (sys.executable, "-c", "from flows.cli import main; main()", *command)
+    done = subprocess.run(program, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60)
+    os.close(writer)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr

@@ -36,6 +36,16 @@ def main() -> None:
 def run() -> int:
     """Run the command in `sys.argv` in this process; returns its exit code."""
     try:
+        code = _run()
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head` has read enough; typer ends a command so, too, without a word
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return code
+
+
+def _run() -> int:
+    try:
         code = app(standalone_mode=False)
     except typer.TyperException as error:
         return _fail(InputError(_said(error), fix="unet-flows --help, or COMMAND --help"))

@@ -21,8 +21,8 @@ from typing import Any
 
 import h5py
 import numpy as np
-from edt import edt
 from numpy.typing import NDArray
+from scipy.ndimage import distance_transform_edt
 from skimage.feature import peak_local_max
 from skimage.segmentation import watershed
 from through_commands import DATA, command, labels_of, options, write_config, write_volume
@@ -164,8 +164,10 @@ def yardstick(p: NDArray[np.float32], inside: NDArray[np.bool_], task: Task) -> 
 def _flooded(
     p: NDArray[np.float32], inside: NDArray[np.bool_], task: Task, size: tuple[float, ...]
 ) -> NDArray[Any]:
-    height = p if task.boundary else edt(inside, anisotropy=size)
-    peaks = peak_local_max(height, min_distance=task.min_distance, labels=inside.astype(int))
+    height = p if task.boundary else distance_transform_edt(inside, sampling=size)
+    peaks = peak_local_max(
+        height, min_distance=task.min_distance, labels=inside.astype(int), exclude_border=False
+    )
     markers = np.zeros(p.shape, int)
     markers[tuple(peaks.T)] = np.arange(1, len(peaks) + 1)
     found: NDArray[Any] = watershed(-height, markers, mask=inside)
