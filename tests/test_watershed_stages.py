@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from test_instances import SHAPE, begin, final, go_on, measured, stored
 
 from unet_core.errors import InputError, StoreError
 from unet_core.geometry import Box
-from unet_core.instances import InstancePlan, InstanceRequest, needs, plan_instances
+from unet_core.instances import InstancePlan, InstanceRequest, needs, plan_instances, require_merge
 from unet_core.instances.watershed import stages
 from unet_core.instances.watershed.in_memory import label_basins
 from unet_core.metadata import PyramidLevel
@@ -163,6 +164,25 @@ def test_options_that_do_not_fit_are_refused(request_: InstanceRequest) -> None:
             roi=Box.of_shape(SHAPE),
             shard=SHARD,
         )
+
+
+def test_a_merge_that_cannot_fit_is_refused_before_anything_runs() -> None:
+    shape = (20_000, 20_000, 20_000)
+    large = plan_instances(
+        InstanceRequest(method="watershed"),
+        classes=("background", "foreground"),
+        target="foreground",
+        volume=shape,
+        roi=Box.of_shape(shape),
+        shard=(256, 256, 256),
+        block=(512, 512, 512),
+    )
+    require_merge(large, available=2**40)
+    with pytest.raises(InputError, match=r"(?s)merge would not fit.*--block"):
+        require_merge(large, available=2**34)
+    require_merge(replace(large, block=(1024, 1024, 1024)), available=2**34)
+    with pytest.raises(InputError, match="4,294,967,295 pieces at most"):
+        require_merge(replace(large, block=(128, 128, 128)), available=2**60)
 
 
 def test_a_merge_that_does_not_fit_is_refused_with_the_numbers(

@@ -17,6 +17,7 @@ from unet_core.instances.needs import (
     merge_bytes,
     pieces_at_most,
     require_memory,
+    require_merge,
     scratch_bytes,
     worker_bytes,
 )
@@ -47,6 +48,7 @@ __all__ = [
     "plan_stitch",
     "prepare_stitched",
     "require_memory",
+    "require_merge",
     "scratch_bytes",
     "start_stitch",
     "worker_bytes",

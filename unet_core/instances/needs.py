@@ -9,7 +9,7 @@ import psutil
 from unet_core.budget import GIB, WORKER_BASE
 from unet_core.errors import InputError
 from unet_core.instances.plan import InstancePlan
-from unet_core.instances.watershed.settings import EDGE_BYTES, NODE_BYTES
+from unet_core.instances.watershed.settings import EDGE_BYTES, NODE_BYTES, NODES_MOST
 
 # Per voxel of a block, measured in `label`, the largest: values, labels, cc3d's own tables, and what the
 # arrays' encoder holds of the shards that it writes.
@@ -20,6 +20,8 @@ _PER_BASIN_VOXEL, _PER_HEIGHT_VOXEL = 24, 14
 _FACE_PER_PIECE, _EDGES_PER_PIECE = 6, 6
 _BYTES_PER_PIECE, _BYTES_PER_FACE_VOXEL = 26, 6
 _SORTING = 2**30  # `watershed.stages.merge_all`
+# Of the most pieces that there could be. Objects that cover less of a volume are rare.
+_FEWEST_PIECES = 0.1
 # What fibres, cells and nuclei took at most, local labels and final ids together (of 8 bytes a voxel).
 _STORED_PER_VOXEL = 0.6
 
@@ -89,4 +91,31 @@ def require_memory(plan: InstancePlan, *, workers: int, available: int | None) -
             f" with blocks of {'×'.join(map(str, plan.block))}",
             found=f"{free / GIB:.2f} GiB available",
             fix="choose a smaller --block or --tile, or fewer --workers",
+        )
+
+
+def require_merge(plan: InstancePlan, *, available: int | None) -> None:
+    """Refuse a watershed whose merge, one process, is far from fitting this machine: before all other work.
+
+    What is nearer to fitting, only the merge can tell, which knows all pieces (`watershed.stages`): what it
+    refuses is not lost.
+
+    Raises
+    ------
+    InputError
+        Naming what is needed at least, what is there and the options to change.
+    """
+    if plan.watershed is None:
+        return
+    free = psutil.virtual_memory().available if available is None else available
+    fewest = int(_FEWEST_PIECES * pieces_at_most(plan))
+    needed = merge_bytes(plan, fewest)
+    if needed > free or fewest > NODES_MOST:
+        raise InputError(
+            "the watershed's merge would not fit, even if objects covered a tenth of the volume alone",
+            where=f"blocks of {'×'.join(map(str, plan.block))}, {len(plan.blocking):,} of them",
+            expected=f"{needed / GIB:.1f} GiB of memory for {fewest:,} pieces on the blocks' faces",
+            found=f"{free / GIB:.1f} GiB, and {NODES_MOST:,} pieces at most",
+            fix="choose a larger --block, whose faces are fewer, or a smaller --roi; --instances components"
+            " needs far less",
         )

@@ -16,6 +16,7 @@ from unet_core.instances import (
     InstancePlan,
     InstanceRequest,
     plan_instances,
+    require_merge,
     worker_bytes,
 )
 from unet_core.instances import disk_bytes as instance_disk
@@ -245,6 +246,7 @@ def plan_segmentation(
         budget.require_memory(planned.memory, plan.device, workers=workers, available=memory)
         if plan.instances is not None:
             require_instance_memory(plan.instances, workers=workers, available=memory)
+            require_merge(plan.instances, available=memory)
     if not planned.resumed:
         output.check_writable(planned.disk)
         _probe_finite(volume, roi)

@@ -19,8 +19,6 @@ from unet_core.instances.watershed.criterion import Criterion
 from unet_core.instances.watershed.simplify import is_one
 from unet_core.instances.watershed.spill import EdgeSpill
 
-NODES_MOST = 2**32 - 1
-
 
 class Merging:
     """Components of nodes, numbered from 0.

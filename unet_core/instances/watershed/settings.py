@@ -18,6 +18,7 @@ PERSISTENCE = {"objects": 0.1, "boundaries": 0.4}
 PROMINENCE = 0.1
 DEPTH = VOXEL
 NODE_BYTES = 16  # of memory for every label in the merge, at most
+NODES_MOST = 2**32 - 1  # they are numbered in 32 bits
 EDGE_BYTES = 17  # on disk for every pair of labels in the merge
 _FINER = 2.0  # blocks merge by a criterion so many times finer: as far down can be merged anew
 

@@ -30,9 +30,9 @@ from unet_core.instances.watershed.basins import neighbours
 from unet_core.instances.watershed.block import NOWHERE, label_block
 from unet_core.instances.watershed.criterion import Criterion
 from unet_core.instances.watershed.exits import HEIGHTS, HERE, LABELS, LEAVES_TO, offset_of
-from unet_core.instances.watershed.merging import NODES_MOST, Merging
+from unet_core.instances.watershed.merging import Merging
 from unet_core.instances.watershed.seams import seam_edges
-from unet_core.instances.watershed.settings import EDGE_BYTES, NODE_BYTES
+from unet_core.instances.watershed.settings import EDGE_BYTES, NODE_BYTES, NODES_MOST
 from unet_core.instances.watershed.spill import Batch, EdgeSpill
 
 
