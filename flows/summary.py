@@ -14,7 +14,7 @@ from flows.report.words import duration
 from unet_core.evaluation import CRITERIA, InstanceScores
 from unet_core.geometry import Box, Shape
 from unet_core.inference import device_kind, measure_speed
-from unet_core.instances import InstancePlan, disk_bytes, merge_bytes, pieces_at_most, scratch_bytes
+from unet_core.instances import InstancePlan, basins_at_most, disk_bytes, merge_bytes, scratch_bytes
 from unet_core.segmentation import Planned
 from unet_core.volumes import Store
 
@@ -83,11 +83,11 @@ def _instances_document(planned: Planned, plan: InstancePlan) -> dict[str, Any]:
 
 def _merge_document(plan: InstancePlan) -> dict[str, Any]:
     """What a watershed's merge takes at most: of pure noise."""
-    pieces = pieces_at_most(plan)
+    basins = basins_at_most(plan)
     return {
-        "pieces_at_most": pieces,
-        "merge_memory_at_most": merge_bytes(plan, pieces),
-        "merge_scratch_at_most": scratch_bytes(plan, pieces),
+        "basins_at_most": basins,
+        "merge_memory_at_most": merge_bytes(plan, basins),
+        "merge_scratch_at_most": scratch_bytes(plan, basins),
     }
 
 

@@ -167,7 +167,7 @@ def test_options_that_do_not_fit_are_refused(request_: InstanceRequest) -> None:
 
 
 def test_a_merge_that_cannot_fit_is_refused_before_anything_runs() -> None:
-    shape = (20_000, 20_000, 20_000)
+    shape = (200_000, 100_000, 20_000)
     large = plan_instances(
         InstanceRequest(method="watershed"),
         classes=("background", "foreground"),
@@ -177,11 +177,11 @@ def test_a_merge_that_cannot_fit_is_refused_before_anything_runs() -> None:
         shard=(256, 256, 256),
         block=(512, 512, 512),
     )
-    require_merge(large, available=2**40)
+    require_merge(large, available=2**41)
     with pytest.raises(InputError, match=r"(?s)merge would not fit.*--block"):
-        require_merge(large, available=2**34)
-    require_merge(replace(large, block=(1024, 1024, 1024)), available=2**34)
-    with pytest.raises(InputError, match="4,294,967,295 pieces at most"):
+        require_merge(large, available=2**36)
+    require_merge(replace(large, block=(1024, 1024, 1024)), available=2**36)
+    with pytest.raises(InputError, match="4,294,967,295 basins at most"):
         require_merge(replace(large, block=(128, 128, 128)), available=2**60)
 
 
@@ -190,7 +190,7 @@ def test_a_merge_that_does_not_fit_is_refused_with_the_numbers(
 ) -> None:
     plan = plan_of()
     assert needs.merge_bytes(plan, 2 * 10**6) > needs.merge_bytes(plan, 10**6) > 2**30
-    assert needs.scratch_bytes(plan, needs.pieces_at_most(plan)) > 0
+    assert needs.scratch_bytes(plan, needs.basins_at_most(plan)) > 0
     store = start(tmp_path / "labels.zarr", plan)
     monkeypatch.setattr(stages, "NODE_BYTES", 2**40)
     with pytest.raises(StoreError, match="does not fit in memory"):

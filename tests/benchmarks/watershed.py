@@ -26,7 +26,7 @@ from components import timed
 
 from unet_core.geometry import Box, Grid, Shape
 from unet_core.instances.evidence import InMemory
-from unet_core.instances.kinds import OBJECTS
+from unet_core.instances.kinds import SEAMS
 from unet_core.instances.watershed import Criterion, HeightMap, plan_watershed
 from unet_core.instances.watershed.in_memory import label_basins
 from unet_core.instances.watershed.merging import Merging
@@ -81,10 +81,10 @@ def alone(heights: np.ndarray, block: Shape, criterion: Criterion) -> dict[str, 
     if not np.array_equal(found, label_basins(heights, criterion)):
         raise SystemExit("blocks make a difference")
     skimage_wall, skimage_cpu, _ = timed(lambda: watershed(-heights.astype(np.int32), mask=heights > 0))
-    left = sum(len(a["peak"]) for (kind, _), a in evidence.kept.items() if kind == OBJECTS)
+    left = sum(int(a["staying"][0]) for (kind, _), a in evidence.kept.items() if kind == SEAMS)
     return {
         "objects": int(found.max()),
-        "pieces_left_to_merge": left,
+        "basins_left_to_merge": left,
         "mvoxels_per_second": round(heights.size / wall / 1e6, 2),
         "over_skimage": round(skimage_wall / wall, 2),
         "over_skimage_by_cores": round(skimage_cpu / cpu, 2),

@@ -13,9 +13,9 @@ seams, merges, and leaves ids for `relabel`.
 
 from unet_core.instances.layout import begin_instances, begin_merge, create_final, only_level
 from unet_core.instances.needs import (
+    basins_at_most,
     disk_bytes,
     merge_bytes,
-    pieces_at_most,
     require_memory,
     require_merge,
     scratch_bytes,
@@ -37,13 +37,13 @@ __all__ = [
     "PlannedStitch",
     "StitchPlan",
     "StitchRequest",
+    "basins_at_most",
     "begin_instances",
     "begin_merge",
     "create_final",
     "disk_bytes",
     "merge_bytes",
     "only_level",
-    "pieces_at_most",
     "plan_instances",
     "plan_stitch",
     "prepare_stitched",

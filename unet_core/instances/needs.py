@@ -16,12 +16,12 @@ from unet_core.instances.watershed.settings import EDGE_BYTES, NODE_BYTES, NODES
 _PER_VOXEL = 16
 # Of a watershed: per voxel of a block and its ring; and per voxel that heights are made from, with p.
 _PER_BASIN_VOXEL, _PER_HEIGHT_VOXEL = 24, 14
-# Pieces of basins that a block leaves lie along its faces: of noise one for so many voxels, with edges.
-_FACE_PER_PIECE, _EDGES_PER_PIECE = 6, 6
-_BYTES_PER_PIECE, _BYTES_PER_FACE_VOXEL = 26, 6
+# What a block leaves to the merge lies along its faces: of noise one basin for so many voxels, with edges.
+_FACE_PER_BASIN, _EDGES_PER_BASIN = 3, 8
+_BYTES_PER_BASIN, _BYTES_PER_FACE_VOXEL = 26, 6
 _SORTING = 2**30  # `watershed.stages.merge_all`
-# Of the most pieces that there could be. Objects that cover less of a volume are rare.
-_FEWEST_PIECES = 0.1
+# Nuclei that fill a third of a volume leave one for 400 voxels of faces: rarely are there fewer than here.
+_FACE_PER_BASIN_AT_LEAST = 2000
 # What fibres, cells and nuclei took at most, local labels and final ids together (of 8 bytes a voxel).
 _STORED_PER_VOXEL = 0.6
 
@@ -38,12 +38,15 @@ def worker_bytes(plan: InstancePlan) -> int:
     return WORKER_BASE + max(heights, _PER_BASIN_VOXEL * prod(n + 2 for n in shape))
 
 
-def merge_bytes(plan: InstancePlan, labels_on_faces: int) -> int:
-    """Memory of the merge for so many local labels that lie on faces between blocks, at most."""
+def merge_bytes(plan: InstancePlan, nodes: int) -> int:
+    """Memory of the merge, at most.
+
+    `nodes`: local labels that lie on faces between blocks; of a watershed basins that do (`watershed.nodes`).
+    """
     if plan.watershed is not None:
-        return WORKER_BASE + _SORTING + NODE_BYTES * labels_on_faces
+        return WORKER_BASE + _SORTING + NODE_BYTES * nodes
     planes = plan.roi.shape[0] * plan.blocking.grid.counts[1]
-    return WORKER_BASE + 24 * labels_on_faces + 8 * planes
+    return WORKER_BASE + 24 * nodes + 8 * planes
 
 
 def disk_bytes(plan: InstancePlan) -> int:
@@ -51,19 +54,19 @@ def disk_bytes(plan: InstancePlan) -> int:
     stored = int(plan.roi.size * _STORED_PER_VOXEL) + 64 * 1024 * len(plan.blocking)
     if plan.watershed is None:
         return stored
-    pieces = pieces_at_most(plan)
-    edges = _EDGES_PER_PIECE * EDGE_BYTES * pieces
-    return stored + edges + _BYTES_PER_PIECE * pieces + _BYTES_PER_FACE_VOXEL * _face_voxels(plan)
+    basins = basins_at_most(plan)
+    edges = _EDGES_PER_BASIN * EDGE_BYTES * basins
+    return stored + edges + _BYTES_PER_BASIN * basins + _BYTES_PER_FACE_VOXEL * _face_voxels(plan)
 
 
-def pieces_at_most(plan: InstancePlan) -> int:
-    """Pieces of basins that the merge of a watershed gets of pure noise; of smooth heights far fewer."""
-    return _face_voxels(plan) // _FACE_PER_PIECE
+def basins_at_most(plan: InstancePlan) -> int:
+    """Basins that the merge of a watershed gets of pure noise; of objects hundreds of times fewer."""
+    return _face_voxels(plan) // _FACE_PER_BASIN
 
 
-def scratch_bytes(plan: InstancePlan, pieces: int) -> int:
-    """Local disk that the merge takes to sort the edges of so many pieces; none for components."""
-    return 0 if plan.watershed is None else _EDGES_PER_PIECE * EDGE_BYTES * pieces
+def scratch_bytes(plan: InstancePlan, basins: int) -> int:
+    """Local disk that the merge takes to sort the edges of so many basins; none for components."""
+    return 0 if plan.watershed is None else _EDGES_PER_BASIN * EDGE_BYTES * basins
 
 
 def _face_voxels(plan: InstancePlan) -> int:
@@ -97,7 +100,7 @@ def require_memory(plan: InstancePlan, *, workers: int, available: int | None) -
 def require_merge(plan: InstancePlan, *, available: int | None) -> None:
     """Refuse a watershed whose merge, one process, is far from fitting this machine: before all other work.
 
-    What is nearer to fitting, only the merge can tell, which knows all pieces (`watershed.stages`): what it
+    What is nearer to fitting, only the merge can tell, which counts the basins (`watershed.stages`): what it
     refuses is not lost.
 
     Raises
@@ -108,14 +111,14 @@ def require_merge(plan: InstancePlan, *, available: int | None) -> None:
     if plan.watershed is None:
         return
     free = psutil.virtual_memory().available if available is None else available
-    fewest = int(_FEWEST_PIECES * pieces_at_most(plan))
+    fewest = _face_voxels(plan) // _FACE_PER_BASIN_AT_LEAST
     needed = merge_bytes(plan, fewest)
     if needed > free or fewest > NODES_MOST:
         raise InputError(
-            "the watershed's merge would not fit, even if objects covered a tenth of the volume alone",
+            "the watershed's merge would not fit",
             where=f"blocks of {'×'.join(map(str, plan.block))}, {len(plan.blocking):,} of them",
-            expected=f"{needed / GIB:.1f} GiB of memory for {fewest:,} pieces on the blocks' faces",
-            found=f"{free / GIB:.1f} GiB, and {NODES_MOST:,} pieces at most",
+            expected=f"at least {needed / GIB:.1f} GiB of memory, for {fewest:,} basins on the blocks' faces",
+            found=f"{free / GIB:.1f} GiB, and {NODES_MOST:,} basins at most",
             fix="choose a larger --block, whose faces are fewer, or a smaller --roi; --instances components"
             " needs far less",
         )

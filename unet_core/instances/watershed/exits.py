@@ -46,7 +46,7 @@ class Exits:
 
     def of_block(self) -> tuple[NDArray[np.uint32], NDArray[np.uint8], NDArray[np.uint32]]:
         """Labels of the block that leave it; code of the block where each leads, and its label there."""
-        leaves = np.flatnonzero(self._faces[HERE][LEAVES_TO] != NOWHERE).astype(np.uint32) + np.uint32(1)
+        leaves = np.flatnonzero(self._leave(HERE)).astype(np.uint32) + np.uint32(1)
         return leaves, *self.resolve(np.full(len(leaves), HERE, np.uint8), leaves)
 
     def resolve(
@@ -63,6 +63,28 @@ class Exits:
             going = going[known]
             block[going], label[going] = there[known], found[known]
         return block, label
+
+    def order(self, block: NDArray[np.uint8], label: NDArray[np.uint32]) -> NDArray[np.uint32]:
+        """Positions of labels among their block's: first come those that stay, then those that leave."""
+        found = np.zeros(len(label), np.uint32)
+        for code in np.unique(block):
+            chosen = block == code
+            order = np.argsort(self._leave(int(code)), kind="stable")
+            position = np.empty(len(order), np.uint32)
+            position[order] = np.arange(len(order), dtype=np.uint32)
+            found[chosen] = position[label[chosen].astype(np.int64) - 1]
+        return found
+
+    def staying(self) -> NDArray[np.uint32]:
+        """By code: how many labels of that block do not leave it."""
+        found = np.zeros(27, np.uint32)
+        for code in self._faces:
+            found[code] = np.count_nonzero(~self._leave(code))
+        return found
+
+    def _leave(self, code: int) -> NDArray[np.bool_]:
+        leave: NDArray[np.bool_] = self._faces[code][LEAVES_TO] != NOWHERE
+        return leave
 
     def _leaves_to(self, block: NDArray[np.uint8], label: NDArray[np.uint32]) -> NDArray[np.uint64]:
         found = np.full(len(label), NOWHERE)

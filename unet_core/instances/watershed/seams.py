@@ -48,9 +48,13 @@ def seam_edges(
 
     Returns
     -------
-    Columns of one length: `leaves` (uint32, the block's labels that leave it), `to_block` (uint8, code of the
-    block where they lead) and `to` (uint32, label there). And of another: `a_block`, `a`, `b_block`, `b`,
-    `saddle`, `direction`, `area`; each pair once, best saddle first.
+    Labels are named by the code of their block and their position there (`Exits.order`). Columns:
+
+    * `leaves`: uint32 labels of this block that leave it; `to_block`, `to`: where each leads.
+    * `a_block`, `a`, `b_block`, `b`, `saddle`, `direction`, `area`: each pair once, best saddle first.
+    * `open_block`, `open`: of all that is named above, what leaves its own block: it leads further than can
+      be seen from here.
+    * `staying`: of one entry, how many labels of this block do not leave it.
     """
     exits = Exits(blocking, index, faces)
     leaves, to_block, to = exits.of_block()
@@ -62,12 +66,24 @@ def seam_edges(
     pairs = {name: np.concatenate([part[name] for part in parts]) for name in names}
     for end in ("a", "b"):
         block, label = exits.resolve(pairs[f"{end}_block"], pairs[end])
-        pairs[f"{end}_block"], pairs[end] = block, label
-    return {"leaves": leaves, "to_block": to_block, "to": to, **_each_once(pairs)}
+        pairs[f"{end}_block"], pairs[end] = block, exits.order(block, label)
+    named: dict[str, NDArray[Any]] = {"to_block": to_block, "to": exits.order(to_block, to)}
+    named |= _each_once(pairs)
+    return {"leaves": leaves, "staying": exits.staying()[[HERE]], **named, **_open(named, exits.staying())}
+
+
+def _open(named: Mapping[str, NDArray[Any]], staying: NDArray[np.uint32]) -> dict[str, NDArray[Any]]:
+    """What leaves its block, each once."""
+    block, order = (
+        np.concatenate([named[f"{end}{what}"] for end in ("to", "a", "b")]) for what in ("_block", "")
+    )
+    leaves = order >= staying[block]
+    keys = np.unique(block[leaves].astype(np.uint64) << np.uint64(32) | order[leaves])
+    return {"open_block": (keys >> np.uint64(32)).astype(np.uint8), "open": keys.astype(np.uint32)}
 
 
 class _Pairs(dict[str, NDArray[Any]]):
-    """Columns of pairs of (block code, label)."""
+    """Columns of pairs of (code of the block, label)."""
 
     @classmethod
     def within(cls, pairs: Arrays) -> _Pairs:

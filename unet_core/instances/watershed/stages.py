@@ -2,7 +2,7 @@
 
     evidence written   OBJECTS     peak, size, first voxel of every label; pairs of labels     by block
                        FACES       labels and heights on faces, where pieces leave to          by block
-                       SEAMS       where labels lead that leave the block, pairs of labels     by block
+                       SEAMS       where labels lead that leave the block, pairs of nodes      by block
                        IDS, MERGED as by `instances.merging`
 
 `HeightMap` gives the heights; from there on nothing knows what they mean.
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +30,7 @@ from unet_core.instances.watershed.block import NOWHERE, label_block
 from unet_core.instances.watershed.criterion import Criterion
 from unet_core.instances.watershed.exits import HEIGHTS, HERE, LABELS, LEAVES_TO, offset_of
 from unet_core.instances.watershed.merging import Merging
+from unet_core.instances.watershed.nodes import Nodes, keys_of, stay
 from unet_core.instances.watershed.seams import seam_edges
 from unet_core.instances.watershed.settings import EDGE_BYTES, NODE_BYTES, NODES_MOST
 from unet_core.instances.watershed.spill import Batch, EdgeSpill
@@ -110,61 +110,69 @@ def merge_all(
         Not enough memory or scratch disk.
     """
     indices = range(len(blocking))
-    peaks = [objects["peak"].copy() for objects in evidence.read_all(OBJECTS, indices)]  # a view keeps all
-    edges = sum(len(found["a"]) for found in evidence.read_all(SEAMS, indices))
-    starts = np.concatenate([[0], np.cumsum([len(p) for p in peaks], dtype=np.int64)])
-    _require_countable(int(starts[-1]))
-    peak = np.concatenate([np.zeros(0, np.uint16), *peaks])
-    del peaks
-
+    nodes, peak, edges = _nodes(blocking, evidence)
     with tempfile.TemporaryDirectory(dir=scratch, prefix="unet-flows-edges-") as folder:
-        _require_room(len(peak), edges, memory, folder)
+        _require_room(len(nodes), edges, memory, folder)
         merging, spill = Merging(peak), EdgeSpill(Path(folder), memory=memory)
         del peak
-        for (leaving, to), batch in _batches(blocking, evidence, starts):
-            merging.join(leaving, to)
-            spill.append(batch)
+        for index, found in zip(indices, evidence.read_all(SEAMS, indices)):
+            merging.join(*nodes.joined(index, found))
+            a, b = (nodes.named(index, found, end) for end in ("a", "b"))
+            spill.append(Batch(found["saddle"], a, b, found["direction"]))
         merging.merge(spill, criterion)
-        kept = None
-        if min_size > 1:
-            sizes = np.empty(starts[-1], np.uint32)
-            for index, objects in zip(indices, evidence.read_all(OBJECTS, indices)):
-                sizes[starts[index] : starts[index + 1]] = objects["size"]
-            kept = merging.merge_small(spill, sizes, min_size)
-            del sizes
+        size, earliest = _sums(blocking, evidence, nodes)
+        enough = merging.merge_small(spill, size, min_size) if min_size > 1 else True
+        del size
     roots = merging.roots()
-    earliest = np.full(len(roots), NOWHERE)
-    for index, objects in zip(indices, evidence.read_all(OBJECTS, indices)):
-        np.minimum.at(earliest, roots[starts[index] : starts[index + 1]], objects["first"])
-    heads = np.flatnonzero(earliest != NOWHERE)
-    if kept is not None:
-        heads = heads[kept[heads]]
+    np.minimum.at(earliest, roots, earliest)
+    heads = np.flatnonzero(enough & (roots == np.arange(len(roots), dtype=np.uint32)))
     heads = heads[np.argsort(earliest[heads])]
     number = earliest  # their memory serves again
     number[:] = 0
     number[heads] = np.arange(1, len(heads) + 1, dtype=np.uint64)
     kind = id_type(len(heads))
     none = {"labels": np.zeros(0, np.uint32), "ids": np.zeros(0, kind)}
-    for index in indices:
-        own = number[roots[starts[index] : starts[index + 1]]].astype(kind)
+    for index, found in zip(indices, evidence.read_all(SEAMS, indices)):
+        own = number[roots[nodes.of_labels(index, found)]].astype(kind)
         evidence.write(IDS, index, {"ids": np.concatenate([np.zeros(1, kind), own])})
         evidence.write(JOINED, index, none)
     evidence.write(MERGED, 0, {"largest": np.array([len(heads)], np.uint64)})
     return len(heads)
 
 
-def _batches(
-    blocking: Blocking, evidence: Evidence, starts: NDArray[np.int64]
-) -> Iterator[tuple[tuple[NDArray[np.uint32], NDArray[np.uint32]], Batch]]:
-    """Of every block: nodes that are one basin, two columns; and edges."""
+def _nodes(blocking: Blocking, evidence: Evidence) -> tuple[Nodes, NDArray[np.uint16], int]:
+    """All nodes, the height of each one's peak, and how many edges there are."""
     indices = range(len(blocking))
-    for index, found in zip(indices, evidence.read_all(SEAMS, indices)):
-        # Where the labels of each block around begin, as nodes.
-        around = [index if c == HERE else blocking.neighbour(index, offset_of(c)) for c in range(27)]
-        first = np.array([-1 if there is None else starts[there] for there in around], np.int64) - 1
-        to, a, b = ((first[found[f"{end}_block"]] + found[end]).astype(np.uint32) for end in ("to", "a", "b"))
-        leaving = (first[HERE] + found["leaves"]).astype(np.uint32)
-        yield (leaving, to), Batch(found["saddle"], a, b, found["direction"])
+    staying = np.zeros(len(blocking), np.int64)
+    peaks, open_, edges = [np.zeros(0, np.uint16)], [np.zeros(0, np.uint64)], 0
+    for index, objects, found in zip(
+        indices, evidence.read_all(OBJECTS, indices), evidence.read_all(SEAMS, indices)
+    ):
+        staying[index] = found["staying"][0]
+        peaks.append(objects["peak"][stay(found)])
+        open_.append(keys_of(blocking, index, found))
+        edges += len(found["a"])
+    nodes = Nodes(blocking, staying, np.concatenate(open_))
+    _require_countable(len(nodes))
+    # What is at the end of a sight gets its height where it is joined.
+    peak = np.zeros(len(nodes), np.uint16)
+    np.concatenate(peaks, out=peak[: int(staying.sum())])
+    return nodes, peak, edges
+
+
+def _sums(
+    blocking: Blocking, evidence: Evidence, nodes: Nodes
+) -> tuple[NDArray[np.uint32], NDArray[np.uint64]]:
+    """Of every node: voxels, 2^32 - 1 for more than that; raster index of the first voxel."""
+    indices = range(len(blocking))
+    size, earliest = np.zeros(len(nodes), np.uint64), np.full(len(nodes), NOWHERE)
+    for index, objects, found in zip(
+        indices, evidence.read_all(OBJECTS, indices), evidence.read_all(SEAMS, indices)
+    ):
+        labels = nodes.of_labels(index, found)
+        np.add.at(size, labels, objects["size"].astype(np.uint64))
+        np.minimum.at(earliest, labels, objects["first"])
+    return np.minimum(size, np.uint64(2**32 - 1)).astype(np.uint32), earliest
 
 
 def _require_room(nodes: int, edges: int, memory: int, folder: str) -> None:
