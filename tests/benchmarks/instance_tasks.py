@@ -13,7 +13,7 @@ from __future__ import annotations
 import csv
 import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -151,24 +151,27 @@ TASKS: dict[str, Callable[[], Task]] = {
 }
 
 
-def yardstick(p: NDArray[np.float32], inside: NDArray[np.bool_], task: Task) -> NDArray[Any]:
-    """skimage's watershed of one whole volume (z, y, x), or of each plane of a stack.
+def yardsticks(
+    p: NDArray[np.float32], inside: NDArray[np.bool_], task: Task
+) -> Iterator[tuple[str, NDArray[Any]]]:
+    """skimage's watersheds of one whole volume (z, y, x), or of each plane of a stack, by name.
+
+    Of the distance to the background; where the network finds boundaries, of its map, too.
 
     `p`: probability of being inside an object; `inside`: the foreground that all methods share.
     """
-    if task.planar:
-        return np.stack([_flooded(p[k], inside[k], task, task.voxel_size[1:]) for k in range(len(p))])
-    return _flooded(p, inside, task, task.voxel_size)
+    parts = [slice(k, k + 1) for k in range(len(p))] if task.planar else [slice(None)]
+    distance = [distance_transform_edt(inside[part], sampling=task.voxel_size) for part in parts]
+    yield "skimage", np.concatenate([_flooded(d, inside[k], task) for d, k in zip(distance, parts)])
+    if task.boundary:
+        yield "its map", np.concatenate([_flooded(p[part], inside[part], task) for part in parts])
 
 
-def _flooded(
-    p: NDArray[np.float32], inside: NDArray[np.bool_], task: Task, size: tuple[float, ...]
-) -> NDArray[Any]:
-    height = p if task.boundary else distance_transform_edt(inside, sampling=size)
+def _flooded(height: NDArray[Any], inside: NDArray[np.bool_], task: Task) -> NDArray[Any]:
     peaks = peak_local_max(
         height, min_distance=task.min_distance, labels=inside.astype(int), exclude_border=False
     )
-    markers = np.zeros(p.shape, int)
+    markers = np.zeros(height.shape, int)
     markers[tuple(peaks.T)] = np.arange(1, len(peaks) + 1)
     found: NDArray[Any] = watershed(-height, markers, mask=inside)
     return found
@@ -207,7 +210,7 @@ def run(task: Task, folder: Path, changes: dict[str, Any]) -> dict[str, dict[str
         validation=volumes("validate", task.validate),
     )
     command("train", config)
-    found: dict[str, list[dict[str, float]]] = {"watershed": [], "components": [], "skimage": []}
+    found: dict[str, list[dict[str, float]]] = {"watershed": [], "components": []}
     connect = ("--connect", "2d") if task.planar else ()
     for pair, (_, truth) in zip(volumes("judge", task.judge), task.judge):
         for method in ("watershed", "components"):
@@ -217,7 +220,8 @@ def run(task: Task, folder: Path, changes: dict[str, Any]) -> dict[str, dict[str
             found[method].append(scores_of(truth, labels_of(labels)[:], task))
         inside = 0 if task.boundary else 1  # the class that objects are made of
         p = labels_of(labels, "probabilities/0")[inside].astype(np.float32) / 255
-        found["skimage"].append(scores_of(truth, yardstick(p, p >= 0.5, task), task))
+        for method, ids in yardsticks(p, p >= 0.5, task):
+            found.setdefault(method, []).append(scores_of(truth, ids, task))
     return {
         method: {name: fmean(s[name] for s in each) for name in each[0]} for method, each in found.items()
     }
