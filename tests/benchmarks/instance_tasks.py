@@ -5,7 +5,8 @@
 Each set is trained on one part and judged on another: adapted Rand error, variation of information and AP at
 IoU 0.5, of `segment --instances watershed`, of `--instances components`, and of yardsticks: skimage's
 watershed of the whole, from markers of `peak_local_max` at several distances, within the same foreground.
-The best of these, by Rand error on what is judged, is the one to beat. Sets of planes are stacks in which every plane stands alone. Needs ../shared/data; some ten minutes a set.
+The best of these, by Rand error on what is judged, is the one to beat. Sets of planes are stacks in which
+every plane stands alone. Needs ../shared/data; some ten minutes a set.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ RECIPE: dict[str, Any] = {"steps": 600, "validate_every": 150}
 class Task:
     """Images and ids (z, y, x): to train on, to choose by, to judge.
 
-    `boundary`: the network finds boundaries between objects that fill the volume, not objects on a background.
+    `boundary`: the network finds boundaries between objects that fill the volume, not objects on a ground.
     """
 
     train: Sequence[Arrays]
