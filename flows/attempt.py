@@ -130,7 +130,9 @@ def _with_advice(failed: Failed, work: Work) -> Failed:
         tile = worker.tile_that_fits(work.arguments[0], work.arguments[1])
     advice = "a smaller --tile, which is another run (another --to)"
     if work.function is worker.instances:
-        advice = "a smaller --block, which is another run (another --to) with the same results"
+        # The merge holds what lies on faces, the others hold a block.
+        block = "more memory, or a larger" if work.arguments[-1] == "merge" else "a smaller"
+        advice = f"{block} --block, which is another run (another --to) with the same results"
     elif tile is not None:
         advice = f"--tile {tile} would fit here; another tile is another run (another --to)"
     return replace(failed, error=f"{failed.error}\n  to do:    {advice}", final=True)

@@ -44,8 +44,11 @@ def supervised(work: Callable[[], int]) -> int:
         # behind; and a shell's background jobs are born with SIGINT ignored.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, _interrupt)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _AWAITED)
-        return work()
+        try:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _AWAITED)
+            return work()
+        except KeyboardInterrupt:  # before the work could say so itself
+            return INTERRUPTED
     status, asked = _wait(child)
     overdue = bool(asked) and signal.alarm(0) == 0
     with suppress(ProcessLookupError):

@@ -46,7 +46,7 @@ class Blocking:
     planar: bool = False
 
     def __post_init__(self) -> None:
-        size = Box.of_shape(self.block).size
+        size = Box.of_shape(tuple(b + 2 for b in self.block)).size  # with the voxels around it
         if size >= 2**32:
             raise InputError(
                 "this block is too large to be labelled",

@@ -11,9 +11,12 @@ from unet_core.errors import InputError
 from unet_core.instances.plan import InstancePlan
 from unet_core.instances.watershed.settings import EDGE_BYTES, NODE_BYTES, NODES_MOST
 
-# Per voxel of a block, measured in `label`, the largest: values, labels, cc3d's own tables, and what the
-# arrays' encoder holds of the shards that it writes.
+# Per voxel of a block, measured in `label`: values, labels, cc3d's own tables, and what the arrays' encoder
+# holds of the shards that it writes. In `relabel`: labels, ids and classes, and beside them every channel of
+# the image and what its sums take. Where probabilities decide, of every class what is read and decoded.
 _PER_VOXEL = 16
+_RELABELLING, _PER_CHANNEL = 9, 4
+_DECIDING, _PER_CLASS = 8, 2
 # Of a watershed: per voxel of a block and its ring; and per voxel that heights are made from, with p.
 _PER_BASIN_VOXEL, _PER_HEIGHT_VOXEL = 24, 14
 # What a block leaves to the merge lies along its faces: of noise one basin for so many voxels, with edges.
@@ -26,16 +29,25 @@ _FACE_PER_BASIN_AT_LEAST = 2000
 _STORED_PER_VOXEL = 0.6
 
 
-def worker_bytes(plan: InstancePlan) -> int:
-    """Memory of a worker process in the stages that do one block at a time."""
+def worker_bytes(plan: InstancePlan, *, classes: int, channels: int, itemsize: int) -> int:
+    """Memory of a worker process in the stages that do one block at a time.
+
+    `classes`: that the network knows. `channels`, `itemsize`: of the image, which is measured.
+    """
     shape = tuple(min(b, v) for b, v in zip(plan.block, plan.volume))
+    deciding = plan.threshold is not None or (plan.watershed is not None and len(plan.foreground) > 1)
+    each = max(
+        _PER_VOXEL,
+        _RELABELLING + channels * (itemsize + _PER_CHANNEL),
+        _DECIDING + _PER_CLASS * classes if deciding else 0,
+    )
+    block = each * prod(shape)
     if plan.watershed is None:
-        return WORKER_BASE + _PER_VOXEL * prod(shape)
+        return WORKER_BASE + block
     reach = plan.watershed.heights.reach
     read = prod(min(b + 2 * r + 2, v) for b, r, v in zip(shape, reach, plan.volume))
-    classes = 1 + max(*plan.foreground, *plan.watershed.boundary, 1)
-    heights = (_PER_HEIGHT_VOXEL + classes) * read
-    return WORKER_BASE + max(heights, _PER_BASIN_VOXEL * prod(n + 2 for n in shape))
+    heights = (_PER_HEIGHT_VOXEL + _PER_CLASS * classes) * read
+    return WORKER_BASE + max(block, heights, _PER_BASIN_VOXEL * prod(n + 2 for n in shape))
 
 
 def merge_bytes(plan: InstancePlan, nodes: int) -> int:
@@ -77,8 +89,8 @@ def _face_voxels(plan: InstancePlan) -> int:
     return sum(others) + (0 if plan.planar else across_z)
 
 
-def require_memory(plan: InstancePlan, *, workers: int, available: int | None) -> None:
-    """Refuse blocks that this machine cannot hold, one in each worker.
+def require_memory(plan: InstancePlan, each: int, *, workers: int, available: int | None) -> None:
+    """Refuse blocks that this machine cannot hold, one in each worker; `each`: `worker_bytes`.
 
     Raises
     ------
@@ -86,7 +98,7 @@ def require_memory(plan: InstancePlan, *, workers: int, available: int | None) -
         Naming what is needed, what is there and the options to change.
     """
     free = psutil.virtual_memory().available if available is None else available
-    needed = workers * worker_bytes(plan)
+    needed = workers * each
     if needed > free:
         raise InputError(
             "the blocks of the instances do not fit in memory",

@@ -23,7 +23,7 @@ from unet_core.ledger import (
     require_replaceable,
 )
 from unet_core.pyramid import PyramidPlan
-from unet_core.volumes import Store
+from unet_core.volumes import Store, Volume
 
 KIND = "stitch"
 
@@ -127,6 +127,7 @@ def plan_stitch(request: StitchRequest) -> PlannedStitch:
     require_apart(output, (source,))
     theirs = InstancePlan.from_dict(record.plan["instances"])
     _require_labelled(source, theirs)
+    _require_image(record)
     plan = StitchPlan(
         run=record.fingerprint,
         volume=record.plan["volume"],
@@ -151,9 +152,15 @@ def plan_stitch(request: StitchRequest) -> PlannedStitch:
     else:
         begun_before = begun(output, KIND, identity)
     if begun_before is not None:
-        own = StitchPlan.from_dict(begun_before.plan)
-        # The labels may have been moved since.
-        plan = replace(own, instances=replace(own.instances, source=source.url))
+        plan = StitchPlan.from_dict(begun_before.plan)
+        if plan.instances.source != source.url:
+            raise InputError(
+                "the labels were elsewhere when this merge began",
+                where=output.url,
+                expected=plan.instances.source,
+                found=source.url,
+                fix="put them back, or begin anew: --restart",
+            )
     return PlannedStitch(plan=plan, record=begun_before or RunRecord(KIND, identity, plan.to_dict()))
 
 
@@ -190,6 +197,25 @@ def _watershed_of(theirs: InstancePlan, request: StitchRequest) -> WatershedPlan
             found=", ".join(given),
         )
     return None
+
+
+def _require_image(record: RunRecord) -> None:
+    """Refuse where the image, which is measured anew, is gone or another one."""
+    plan, then = record.plan, record.identity["volume"]
+    image = Volume.open(
+        plan["volume"], level=plan["level"], channels=plan["channels"], timepoint=plan["timepoint"]
+    )
+    now = image.identity()
+    contents = zip(then["content"], now["content"])  # None: could not be decoded then, or now
+    same = all(a == b or a is None or b is None for a, b in contents)
+    if not same or any(then[name] != now[name] for name in ("shape", "dtype")):
+        raise InputError(
+            "the image is not the one that was segmented: its objects cannot be measured",
+            where=image.url,
+            expected="the same voxels",
+            found="others",
+            fix="put that one back",
+        )
 
 
 def _require_labelled(source: Store, plan: InstancePlan) -> None:

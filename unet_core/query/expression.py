@@ -278,7 +278,7 @@ class _Parser:
 
 def _number(text: str) -> pc.Expression:
     """Whole numbers stay whole: ids are compared exactly."""
-    if text.isdecimal() and int(text) < 2**63:
+    if text.isdecimal() and len(text) < 20 and int(text) < 2**63:
         return pc.scalar(pa.scalar(int(text), pa.int64()))
     return pc.scalar(float(text))
 

@@ -168,8 +168,14 @@ class Labels:
     def objects_of(self, ids: Sequence[int] | NDArray[Any]) -> pa.Table:
         """All measurements of some objects, in the order of the ids."""
         wanted = [int(i) for i in ids]
-        if wanted and not 0 <= min(wanted) <= max(wanted) < 2**64:
-            wanted = [0]  # refused by name there
+        for one in wanted:
+            if not 0 < one < 2**64:
+                raise InputError(
+                    "no such object",
+                    where=self.store.url,
+                    expected=f"an id from 1 to {self.table.count:,}",
+                    found=one,
+                )
         return self.table.rows(np.asarray(wanted, np.uint64))
 
     def objects(self, where: str | None = None, *, sort: str = "id", limit: int | None = None) -> pa.Table:

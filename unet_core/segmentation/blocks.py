@@ -54,7 +54,7 @@ def _table_of(plan: SegmentPlan, volume: Volume, scale: Scale) -> TablePlan:
     return TablePlan(
         volume=volume.shape,
         extent=plan.tiling.roi,
-        planar=volume.shape[0] == 1,
+        planar=plan.tiling.roi.shape[0] == 1,
         voxel_size=volume.voxel_size,
         origin=volume.origin,
         unit=volume.unit,

@@ -240,12 +240,21 @@ def plan_segmentation(
         + (0 if plan.instances is None else instance_disk(plan.instances)),
         macs=plan.tiling.tile_count * spec.padded().macs(plan.tiling.read_shape[3 - spec.ndim :]),
         record=record,
-        instance_memory=0 if plan.instances is None else worker_bytes(plan.instances),
+        instance_memory=0
+        if plan.instances is None
+        else worker_bytes(
+            plan.instances,
+            classes=spec.classes,
+            channels=len(volume.channels),
+            itemsize=volume.dtype.itemsize,
+        ),
     )
     if workers is not None:
         budget.require_memory(planned.memory, plan.device, workers=workers, available=memory)
         if plan.instances is not None:
-            require_instance_memory(plan.instances, workers=workers, available=memory)
+            require_instance_memory(
+                plan.instances, planned.instance_memory, workers=workers, available=memory
+            )
             require_merge(plan.instances, available=memory)
     if not planned.resumed:
         output.check_writable(planned.disk)

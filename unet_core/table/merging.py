@@ -46,6 +46,10 @@ class Runs:
 
     def add(self, rows: Rows) -> None:
         """Take rows in any order."""
+        if not rows.size:
+            return
+        if self._waiting:  # what was read from a file has a data type object of its own, larger than a row
+            rows = rows.view(self._waiting[0].dtype)
         self._waiting.append(rows)
         self._bytes += rows.nbytes
         if self._bytes > self._memory:

@@ -82,8 +82,6 @@ def write_tables(
     DataError
         The sums of a block are missing or damaged, or ids are not 1 to N.
     """
-    store.delete([SUMMARY])
-    store.delete(key for name in _NAMES for key in store.keys(f"{FOLDER}/{name}"))
     create_records_node(store, FOLDER, holds="tables of objects; no image data")
     metadata = {METADATA: json.dumps({"format": FORMAT, "run": fingerprint})}
 
@@ -137,7 +135,12 @@ def write_tables(
     }
     data = json.dumps(summary, indent=1).encode()
     store.write(SUMMARY, data)
-    return {SUMMARY: object_digest(data)} | {k: d for one in written for k, d in one.digests.items()}
+    digests = {SUMMARY: object_digest(data)} | {k: d for one in written for k, d in one.digests.items()}
+    # What an attempt under other numbers left; never before: a late second attempt writes the same bytes
+    # again, and whoever reads meanwhile finds a whole table.
+    there = (key for name in _NAMES for key in store.keys(f"{FOLDER}/{name}"))
+    store.delete(key for key in there if key not in digests)
+    return digests
 
 
 def _all_sums(store: Store, blocks: int) -> Iterator[Sums]:

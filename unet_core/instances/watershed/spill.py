@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _BEYOND = np.uint64(2**64 - 1)  # above any saddle
-_WORKING = 40  # bytes of memory per edge of a range while it is sorted
+_WORKING = 72  # bytes of memory per edge of a range while it is sorted
 _SAMPLES = 4096  # saddles of a run that stand for all when ranges are chosen
 
 
