@@ -228,6 +228,14 @@ def test_instances_are_components_of_the_classes_and_can_be_merged_anew(work: Pa
     assert before.items() <= chunks(output).items()
     with pytest.raises(InputError, match="begun with instances"):
         run(work, "instances.zarr", roi="0:37,3:70,0:61")
+    moved = output.rename(work / "moved.zarr")
+    with pytest.raises(InputError, match="elsewhere when this merge began"):
+        stitch(labels=str(moved), to=str(other), min_size=1, workers=1)
+    record = json.loads((moved / ".unet-flows" / "run.json").read_text())
+    record["identity"]["volume"]["content"][0] = "of another image"
+    (moved / ".unet-flows" / "run.json").write_text(json.dumps(record))
+    with pytest.raises(InputError, match="not the one that was segmented"):
+        stitch(labels=str(moved), to=str(work / "never.zarr"), workers=1)
     with pytest.raises(InputError, match="none are asked for"):
         run(work, "never.zarr", min_size=4)
 
