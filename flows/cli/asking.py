@@ -45,7 +45,7 @@ def info(context: typer.Context, partial: Partial = False, as_json: AsJson = Fal
     report(ask.info(_open(context, partial)), as_json, _facts)
 
 
-@verbs.command()
+@verbs.command(context_settings={"ignore_unknown_options": True})  # a place below 0 looks like one
 def at(
     context: typer.Context,
     position: Annotated[str, typer.Argument(metavar="Z,Y,X", help="A place", show_default=False)],

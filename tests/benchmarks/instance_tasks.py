@@ -42,6 +42,7 @@ class Task:
     """Images and ids (z, y, x): to train on, to choose by, to judge.
 
     `boundary`: the network finds boundaries between objects that fill the volume, not objects on a ground.
+    `min_size`: voxels of the smallest object, by whatever method.
     """
 
     train: Sequence[Arrays]
@@ -51,6 +52,7 @@ class Task:
     recipe: dict[str, Any]
     planar: bool = False
     boundary: bool = False
+    min_size: int = 1
 
 
 def fib25() -> Task:
@@ -91,6 +93,7 @@ def bbbc050() -> Task:
         judge=embryos(9, 10, 11),
         voxel_size=(2.18, 1.0, 1.0),
         recipe={"target": "foreground", "ndim": 3, "depth": 3, "anisotropic_levels": 1, "patch": "24,64,64"},
+        min_size=100,
     )
 
 
@@ -121,6 +124,7 @@ def dic_hela() -> Task:
         voxel_size=(1.0, 1.0, 1.0),
         recipe={"target": "separated", "ndim": 2, "depth": 4, "patch": "256,256", "border_weight": 10.0},
         planar=True,
+        min_size=500,
     )
 
 
@@ -166,7 +170,9 @@ def yardsticks(p: NDArray[np.float32], task: Task) -> Iterator[tuple[str, NDArra
         masks = [np.ones_like(i) for i in inside] if task.boundary else inside
         yield (
             f"{name}, {apart}",
-            np.concatenate([_flooded(*each, apart) for each in zip(peaks, flooded, inside, masks)]),
+            np.concatenate(
+                [_flooded(*each, apart, task.min_size) for each in zip(peaks, flooded, inside, masks)]
+            ),
         )
 
 
@@ -176,11 +182,13 @@ def _flooded(
     inside: NDArray[np.bool_],
     mask: NDArray[np.bool_],
     min_distance: int,
+    min_size: int,
 ) -> NDArray[Any]:
     found = peak_local_max(peaks, min_distance=min_distance, labels=inside.astype(int), exclude_border=False)
     markers = np.zeros(height.shape, int)
     markers[tuple(found.T)] = np.arange(1, len(found) + 1)
     ids: NDArray[Any] = watershed(-height, markers, mask=mask)
+    ids[np.isin(ids, np.flatnonzero(np.bincount(ids.ravel()) < min_size))] = 0
     return ids
 
 
@@ -218,12 +226,12 @@ def run(task: Task, folder: Path, changes: dict[str, Any]) -> dict[str, dict[str
     )
     command("train", config)
     found: dict[str, list[dict[str, float]]] = {"watershed": [], "components": []}
-    connect = ("--connect", "2d") if task.planar else ()
+    ways = ("--min-size", task.min_size, *(("--connect", "2d") if task.planar else ()))
     for pair, (_, truth) in zip(volumes("judge", task.judge), task.judge):
         for method in ("watershed", "components"):
             labels = Path(pair["image"]).with_suffix(f".{method}.zarr")
             common = (pair["image"], "--model", folder / "model", "--to", labels, "--probabilities")
-            command("segment", *common, "--instances", method, *connect)
+            command("segment", *common, "--instances", method, *ways)
             found[method].append(scores_of(truth, labels_of(labels)[:], task))
         inside = 0 if task.boundary else 1  # the class that objects are made of
         p = labels_of(labels, "probabilities/0")[inside].astype(np.float32) / 255
