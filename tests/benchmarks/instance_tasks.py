@@ -184,7 +184,8 @@ def _flooded(
     min_distance: int,
     min_size: int,
 ) -> NDArray[Any]:
-    found = peak_local_max(peaks, min_distance=min_distance, labels=inside.astype(int), exclude_border=False)
+    labels = inside.astype(int)
+    found = peak_local_max(peaks, min_distance=min_distance, labels=labels, exclude_border=False)
     markers = np.zeros(height.shape, int)
     markers[tuple(found.T)] = np.arange(1, len(found) + 1)
     ids: NDArray[Any] = watershed(-height, markers, mask=mask)
