@@ -2,10 +2,10 @@
 
     python tests/benchmarks/paper_tasks.py [phc-u373 dic-hela isbi-em] [--folder FOLDER] [--set base=32]
 
-Each task is ingested, trained and segmented by `unet-flows`, with one recipe for all, wider and longer for
-EM, whose batch norm is fixed earlier. Frames that are judged were neither trained nor validated on and lie behind those in time (in depth for
-the EM stack). The paper's figures come from the challenges' hidden test sets, so they are the aim, not the
-same test.
+Each task is ingested, trained and segmented by `unet-flows`, with one recipe for all; EM is wider, longer and
+fixes batch norm earlier. Frames that are judged were neither trained nor validated on and lie behind those in
+time (in depth for the EM stack). The paper's figures come from the challenges' hidden test sets, so they are
+the aim, not the same test.
 
 Instances come from skimage on each whole frame. PhC-U373 and DIC-HeLa: mean IoU as the Cell Tracking
 Challenge has it (SEG), on frames whose truth is complete. EM: 1 - V-Rand of the connected components, and
