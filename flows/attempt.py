@@ -124,6 +124,7 @@ def _is_memory(error: Exception) -> bool:
 def _with_advice(failed: Failed, work: Work) -> Failed:
     """The failure of a block that found too little memory twice, with the tile that would fit."""
     from flows import worker
+    from unet_core.instances.plan import MERGE
 
     tile = None
     with suppress(Exception):  # advice must not hide the failure
@@ -131,7 +132,7 @@ def _with_advice(failed: Failed, work: Work) -> Failed:
     advice = "a smaller --tile, which is another run (another --to)"
     if work.function is worker.instances:
         # The merge holds what lies on faces, the others hold a block.
-        block = "more memory, or a larger" if work.arguments[-1] == "merge" else "a smaller"
+        block = "more memory, or a larger" if work.arguments[-1] == MERGE else "a smaller"
         advice = f"{block} --block, which is another run (another --to) with the same results"
     elif tile is not None:
         advice = f"--tile {tile} would fit here; another tile is another run (another --to)"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flows.config import parse_box
+from flows.parsing import parse_box
 from flows.report import write_object_picture, write_picture
 from unet_core.errors import InputError
 from unet_core.evaluation import (

@@ -9,9 +9,10 @@ from prefect import flow
 
 from flows import tasks, worker
 from flows.cluster import ask, open_client
-from flows.config import SegmentConfig, parse_box, parse_integers, parse_shape, read_cluster, takes, validate
+from flows.config import SegmentConfig, read_cluster, takes, validate
 from flows.instances import PATIENCE, follow
 from flows.outcome import owned, require_failures
+from flows.parsing import parse_box, parse_integers, parse_shape
 from unet_core.errors import InputError
 from unet_core.instances import InstanceRequest
 from unet_core.ledger import clear, read_record

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from flows.config import Pair, TrainConfig, parse_box, parse_integers, parse_numbers, parse_shape
+from flows.config import Pair, TrainConfig
 from flows.pairs import expanded
+from flows.parsing import parse_box, parse_integers, parse_numbers, parse_shape
 from unet_core import training
 from unet_core.architecture import UNetSpec
 from unet_core.augment import AugmentSettings

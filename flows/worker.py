@@ -99,14 +99,8 @@ def _instance_worker(url: str, fingerprint: str, epoch: int) -> InstanceWorker:
     from unet_core.instances.blocks import InstanceWorker  # with cc3d and numba
 
     record = _record(url, fingerprint).plan
-    image = Volume.open(
-        record["volume"],
-        level=record["level"],
-        channels=record["channels"],
-        timepoint=record["timepoint"],
-    )
     plan = InstancePlan.from_dict(record["instances"])
-    return InstanceWorker(url, plan, image=image, fingerprint=fingerprint, epoch=epoch)
+    return InstanceWorker(url, plan, image=Volume.reopen(record), fingerprint=fingerprint, epoch=epoch)
 
 
 @lru_cache(maxsize=1)

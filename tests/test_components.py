@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -175,3 +176,13 @@ def test_sets_are_found_with_more_nodes_than_32_bits_count() -> None:
         union_find.unite(parents, np.array([5, 1, 3]), np.array([2, 5, 6]))
         found.append((parents.dtype.itemsize, union_find.number(parents), parents.tolist()))
     assert found == [(4, 4, [0, 1, 1, 2, 3, 1, 2]), (8, 4, [0, 1, 1, 2, 3, 1, 2])]
+
+
+def test_many_classes_are_decided_in_a_few_bytes_a_voxel() -> None:
+    """Beside the probabilities themselves; argmax alone takes eight."""
+    probabilities = np.random.default_rng(0).integers(0, 256, (10, 32, 64, 64)).astype(np.uint8)
+    tracemalloc.start()
+    by_threshold(probabilities, range(1, 10), 0.3)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 7 * probabilities[0].size

@@ -253,6 +253,7 @@ def test_instances_are_killed(
     options = ("--instances", "components", "--connectivity", "full", "--workers", "2")
     running = begin(root, to, server, *options)
     wait_for_blocks(running, to, 1, "relabel")
+    assert running.process.poll() is None
     running.kill_all()
     document = goes_on(root, to, server, *options)
     assert document["stages"]["label"]["done"] == 0, "what was done is not done again"

@@ -10,15 +10,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from scipy import ndimage
-from test_instances import SHAPE, begin, final, go_on, measured, stored
+from test_instances import SHAPE, begin, final, go_on, measured, stored, write_probabilities
 
 from unet_core.errors import InputError, StoreError
 from unet_core.geometry import Box
 from unet_core.instances import InstancePlan, InstanceRequest, needs, plan_instances, require_merge
 from unet_core.instances.watershed import stages
 from unet_core.instances.watershed.in_memory import label_basins
-from unet_core.metadata import PyramidLevel
-from unet_core.volumes import Store, create_multiscale, open_for_writing, write_box
+from unet_core.volumes import Store
 
 SHARD = (8, 16, 16)
 VOXEL = (2.0, 1.0, 1.0)
@@ -50,21 +49,7 @@ def start(folder: Path | str, plan: InstancePlan, classes: int = 2) -> Store:
     """An output in which `predict` is done."""
     p, labels = answer(classes)
     store = begin(folder, plan, labels)
-    create_multiscale(
-        store.child("probabilities"),
-        kind="image",
-        axes="czyx",
-        leading=(classes,),
-        levels=[PyramidLevel(0, SHAPE, (1, 1, 1))],
-        dtype=np.dtype(np.uint8),
-        chunk=(4, 8, 8),
-        shard=SHARD,
-        voxel_size=VOXEL,
-        origin=(0.0,) * 3,
-        unit=None,
-        name="p",
-    )
-    write_box(open_for_writing(store, "probabilities/0"), Box.of_shape(SHAPE), p)
+    write_probabilities(store, p)
     return store
 
 

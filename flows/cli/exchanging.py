@@ -27,8 +27,8 @@ def export(
 ) -> None:
     """Write a trained model for other software: an ONNX file, or a bioimage.io package."""
     require_there("no such model", model, fix="train one: unet-flows train --help")
-    from flows.config import choice
     from flows.exchange import Format, about, export_model
+    from flows.parsing import choice
     from flows.summary import print_export
 
     document = export_model(

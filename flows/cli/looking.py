@@ -49,9 +49,9 @@ def evaluate(
     """Compare labels with the truth, block by block: IoU, Dice and pixel error per class, or, with
     --instances, Rand, information, average precision, panoptic quality and SEG."""
     require_there("no such volume", labels, truth, image)
-    from flows.config import choice
     from flows.evaluate import evaluate as run
     from flows.evaluate import evaluate_instances
+    from flows.parsing import choice
     from flows.summary import print_evaluation, print_instances
 
     place: dict[str, Any] = {"command": "evaluate", "labels": labels, "truth": truth}

@@ -9,8 +9,9 @@ from functools import partial
 from typing import Any
 
 from flows.blocks import StageResult
-from flows.config import IngestConfig, parse_numbers
+from flows.config import IngestConfig
 from flows.outcome import Run, require_failures
+from flows.parsing import parse_numbers
 from unet_core.ingestion import KIND, IngestPlan, create_output, plan_ingest
 from unet_core.ledger import RunRecord, begin, begun, clear, require_apart, require_replaceable
 from unet_core.sources import Source, open_source

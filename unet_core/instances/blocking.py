@@ -50,7 +50,7 @@ class Blocking:
         if size >= 2**32:
             raise InputError(
                 "this block is too large to be labelled",
-                expected=f"fewer than {2**32:,} voxels",
+                expected=f"fewer than {2**32:,} voxels, with those around it",
                 found=f"{size:,}",
                 fix="choose a smaller --block",
             )

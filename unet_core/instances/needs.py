@@ -23,7 +23,7 @@ _PER_BASIN_VOXEL, _PER_HEIGHT_VOXEL = 24, 14
 _FACE_PER_BASIN, _EDGES_PER_BASIN = 3, 8
 _BYTES_PER_BASIN, _BYTES_PER_FACE_VOXEL = 26, 6
 _SORTING = 2**30  # `watershed.stages.merge_all`
-# Nuclei that fill a third of a volume leave one for 400 voxels of faces: rarely are there fewer than here.
+# Nuclei that fill a third of a volume left one for 400 voxels of faces; a fifth of that is the margin.
 _FACE_PER_BASIN_AT_LEAST = 2000
 # What fibres, cells and nuclei took at most, local labels and final ids together (of 8 bytes a voxel).
 _STORED_PER_VOXEL = 0.6

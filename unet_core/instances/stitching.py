@@ -16,6 +16,7 @@ from unet_core.ledger import (
     Ledger,
     RunRecord,
     Stage,
+    agree,
     begin,
     begun,
     read_record,
@@ -201,14 +202,10 @@ def _watershed_of(theirs: InstancePlan, request: StitchRequest) -> WatershedPlan
 
 def _require_image(record: RunRecord) -> None:
     """Refuse where the image, which is measured anew, is gone or another one."""
-    plan, then = record.plan, record.identity["volume"]
-    image = Volume.open(
-        plan["volume"], level=plan["level"], channels=plan["channels"], timepoint=plan["timepoint"]
-    )
-    now = image.identity()
-    contents = zip(then["content"], now["content"])  # None: could not be decoded then, or now
-    same = all(a == b or a is None or b is None for a, b in contents)
-    if not same or any(then[name] != now[name] for name in ("shape", "dtype")):
+    image = Volume.reopen(record.plan)
+    then, now = record.identity["volume"], image.identity()
+    voxels = ("shape", "dtype", "content")
+    if not all(agree(then[name], now[name]) for name in voxels):
         raise InputError(
             "the image is not the one that was segmented: its objects cannot be measured",
             where=image.url,

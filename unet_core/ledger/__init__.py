@@ -24,6 +24,7 @@ from unet_core.ledger.quarantine import Failure, Quarantine
 from unet_core.ledger.record import (
     FOLDER,
     RunRecord,
+    agree,
     begin,
     begun,
     read_record,
@@ -47,6 +48,7 @@ __all__ = [
     "RunRecord",
     "Stage",
     "Status",
+    "agree",
     "begin",
     "begun",
     "clear",

@@ -109,7 +109,7 @@ def begun(store: Store, kind: str, request: Mapping[str, Any]) -> RunRecord | No
     differing = [
         name
         for name, value in request.items()
-        if value not in AUTO and not _agree(value, record.identity.get(name))
+        if value not in AUTO and not agree(value, record.identity.get(name))
     ]
     if differing:
         raise InputError(
@@ -229,10 +229,10 @@ def read_json(store: Store, name: str) -> dict[str, Any] | None:
     return document
 
 
-def _agree(one: Any, other: Any) -> bool:
+def agree(one: Any, other: Any) -> bool:
     """Equal; but in a list, what was not known on one side (None) agrees with everything."""
     if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(_agree(one[key], other[key]) for key in one)
+        return one.keys() == other.keys() and all(agree(one[key], other[key]) for key in one)
     if isinstance(one, list) and isinstance(other, list):
         return len(one) == len(other) and all(None in (a, b) or a == b for a, b in zip(one, other))
     return bool(one == other)

@@ -86,8 +86,8 @@ class ObjectTable:
         """Names and types of the columns."""
         return self._file(self._parts["objects"][0]["key"]).schema_arrow.remove_metadata()
 
-    def rows(self, ids: NDArray[np.uint64]) -> pa.Table:
-        """All columns of some objects, in the order of their ids as given.
+    def rows(self, ids: NDArray[Any]) -> pa.Table:
+        """All columns of some objects, in the order of their ids, integers of any type, as given.
 
         Raises
         ------
@@ -104,7 +104,7 @@ class ObjectTable:
             )
         if not ids.size:
             return self.schema.empty_table()
-        places = self._at("lookup", ids - np.uint64(1))["row"].to_numpy()
+        places = self._at("lookup", ids.astype(np.uint64) - np.uint64(1))["row"].to_numpy()
         return self._at("objects", places)
 
     def select(

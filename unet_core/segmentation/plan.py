@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from math import prod
 from typing import Any, Literal
 
 from unet_core import budget, inference
 from unet_core.checkpoint import StoredModel, load_model
-from unet_core.errors import DataError, InputError
+from unet_core.errors import InputError
 from unet_core.geometry import Box, Shape, round_up
 from unet_core.instances import (
     InstancePlan,
@@ -23,9 +22,10 @@ from unet_core.instances import disk_bytes as instance_disk
 from unet_core.instances import require_memory as require_instance_memory
 from unet_core.ledger import RunRecord, Stage, begun, require_apart, require_complete, require_replaceable
 from unet_core.metadata import pyramid_levels
-from unet_core.normalisation import Scale, require_finite
+from unet_core.normalisation import Scale
 from unet_core.probe import Probe
 from unet_core.pyramid import PyramidPlan
+from unet_core.segmentation.refusals import probe_finite, require_fit, require_same_kind
 from unet_core.tiling import Footprint, Tiling, chunk_and_shard
 from unet_core.volumes import Store, Volume
 
@@ -195,7 +195,7 @@ def plan_segmentation(
     volume = Volume.open(
         request.volume, level=request.level, channels=request.channels, timepoint=request.timepoint
     )
-    _check_fit(model, volume)
+    require_fit(model, volume)
     output = Store(request.to)
     require_apart(output, (source, Store(request.model)))
     roi = (request.roi or volume.box).in_volume(volume.shape)
@@ -212,7 +212,7 @@ def plan_segmentation(
         record = None
     else:
         record = begun(output, KIND, identity_of(request, volume, model, roi))
-        _require_same_kind(request, record, output)
+        require_same_kind(request.instances, record, output)
     if record is None:
         plan = _new_plan(request, volume, model, roi, device or inference.device_kind())
     else:
@@ -258,7 +258,7 @@ def plan_segmentation(
             require_merge(plan.instances, available=memory)
     if not planned.resumed:
         output.check_writable(planned.disk)
-        _probe_finite(volume, roi)
+        probe_finite(volume, roi)
     return planned
 
 
@@ -341,56 +341,6 @@ def identity_of(
         "batch": 1,
         **({} if instances is None else {"instances": instances.identity}),
     }
-
-
-def _require_same_kind(request: SegmentRequest, record: RunRecord | None, output: Store) -> None:
-    """Refuse to go on with a run that makes instances where classes are asked for.
-
-    The other way round, and other instances, differ in the identity.
-    """
-    if record is not None and request.instances is None and "instances" in record.plan:
-        raise InputError(
-            "this output was begun with instances",
-            where=output.url,
-            expected=f"--instances {record.plan['instances']['method']}",
-            found="none",
-            fix="give the same parameters to go on with it, choose another --to, or --restart",
-        )
-
-
-def _check_fit(model: StoredModel, volume: Volume) -> None:
-    spec = model.card.spec
-    if len(volume.channels) != spec.in_channels:
-        raise InputError(
-            "the model was made for another number of channels",
-            where=volume.url,
-            expected=f"{spec.in_channels} channel{'s' if spec.in_channels > 1 else ''} ({model.url})",
-            found=f"{len(volume.channels)}: {', '.join(map(str, volume.channels))}",
-            fix=f"choose {spec.in_channels} with --channels, such as --channels "
-            + ",".join(str(c) for c in range(spec.in_channels)),
-        )
-    if spec.ndim == 3 and "z" not in volume.axes:
-        raise InputError(
-            "a 3D model cannot segment a plane",
-            where=volume.url,
-            expected="a volume with axes z, y, x",
-            found=f"axes {', '.join(volume.axes)}",
-            fix="use a 2D model",
-        )
-
-
-def _probe_finite(volume: Volume, roi: Box) -> None:
-    """Look at the ROI's first, middle and last chunk of a float volume before anything starts."""
-    if volume.dtype.kind != "f":
-        return
-    chunk = volume.chunk_shape
-    last = tuple(b - 1 for b in roi.upper)
-    middle = tuple((a + b) // 2 for a, b in zip(roi.lower, roi.upper))
-    for corner in (roi.lower, middle, last):
-        start = tuple(c // n * n for c, n in zip(corner, chunk))
-        box = Box(start, tuple(s + n for s, n in zip(start, chunk))).intersect(roi)
-        with suppress(DataError):  # a damaged chunk fails its block, not the run
-            require_finite(volume.read(box), box, volume, error=InputError)
 
 
 def _axis_reads(tiling: Tiling, axis: int) -> int:

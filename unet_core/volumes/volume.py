@@ -71,6 +71,13 @@ class Volume:
             return cls._open(url, level, channels, timepoint)
 
     @classmethod
+    def reopen(cls, plan: Mapping[str, Any]) -> Volume:
+        """What a run's plan names: `volume`, `level`, `channels` and `timepoint`. Raises as `open`."""
+        return cls.open(
+            plan["volume"], level=plan["level"], channels=plan["channels"], timepoint=plan["timepoint"]
+        )
+
+    @classmethod
     def _open(cls, url: str, level: int, channels: Sequence[int] | None, timepoint: int) -> Volume:
         store = Store(url)
         node = _open_node(store)

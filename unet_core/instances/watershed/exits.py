@@ -43,10 +43,15 @@ class Exits:
     def __init__(self, blocking: Blocking, index: int, faces: Mapping[int, Faces]) -> None:
         self._blocking, self._index, self._faces = blocking, index, faces
         self._cell = np.array([a // b for a, b in zip(blocking.box(index).lower, blocking.block)])
+        self._leave = {code: there[LEAVES_TO] != NOWHERE for code, there in faces.items()}
+        # By code: how many labels of that block do not leave it.
+        self.staying = np.zeros(27, np.uint32)
+        for code, leave in self._leave.items():
+            self.staying[code] = np.count_nonzero(~leave)
 
     def of_block(self) -> tuple[NDArray[np.uint32], NDArray[np.uint8], NDArray[np.uint32]]:
         """Labels of the block that leave it; code of the block where each leads, and its label there."""
-        leaves = np.flatnonzero(self._leave(HERE)).astype(np.uint32) + np.uint32(1)
+        leaves = np.flatnonzero(self._leave[HERE]).astype(np.uint32) + np.uint32(1)
         return leaves, *self.resolve(np.full(len(leaves), HERE, np.uint8), leaves)
 
     def resolve(
@@ -67,24 +72,12 @@ class Exits:
     def order(self, block: NDArray[np.uint8], label: NDArray[np.uint32]) -> NDArray[np.uint32]:
         """Positions of labels among their block's: first come those that stay, then those that leave."""
         found = np.zeros(len(label), np.uint32)
-        for code in np.unique(block):
-            chosen = block == code
-            order = np.argsort(self._leave(int(code)), kind="stable")
-            position = np.empty(len(order), np.uint32)
-            position[order] = np.arange(len(order), dtype=np.uint32)
+        for code in map(int, np.unique(block)):
+            leave, chosen = self._leave[code], block == code
+            before = np.cumsum(leave) - leave  # of those that leave
+            position = np.where(leave, self.staying[code] + before, np.arange(len(leave)) - before)
             found[chosen] = position[label[chosen].astype(np.int64) - 1]
         return found
-
-    def staying(self) -> NDArray[np.uint32]:
-        """By code: how many labels of that block do not leave it."""
-        found = np.zeros(27, np.uint32)
-        for code in self._faces:
-            found[code] = np.count_nonzero(~self._leave(code))
-        return found
-
-    def _leave(self, code: int) -> NDArray[np.bool_]:
-        leave: NDArray[np.bool_] = self._faces[code][LEAVES_TO] != NOWHERE
-        return leave
 
     def _leaves_to(self, block: NDArray[np.uint8], label: NDArray[np.uint32]) -> NDArray[np.uint64]:
         found = np.full(len(label), NOWHERE)
@@ -101,8 +94,7 @@ class Exits:
         codes = np.where(around, (offsets + 1) @ np.array([9, 3, 1]), 255).astype(np.uint8)
         found = np.zeros(len(places), np.uint32)
         for code in map(int, np.unique(codes)):
-            offset = offset_of(code) if code in self._faces else None
-            there = self._blocking.neighbour(self._index, offset) if offset else None
+            there = self._blocking.neighbour(self._index, offset_of(code)) if code in self._faces else None
             if there is None:
                 continue
             box, faces, chosen = self._blocking.box(there), self._faces[code], np.flatnonzero(codes == code)

@@ -9,12 +9,14 @@ the end of sight a node, too, joined to where its own block says that it leads.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 from numpy.typing import NDArray
 
 from unet_core.instances.blocking import Blocking
 from unet_core.instances.evidence import Arrays
-from unet_core.instances.watershed.exits import HERE, offset_of
+from unet_core.instances.watershed.exits import offset_of
 
 _SHIFT = np.uint64(32)
 
@@ -27,7 +29,7 @@ class Nodes:
     staying
         int64, of each block: how many of its labels stay.
     open_
-        uint64 keys of labels at the end of sight (`key`), any order, repeated or not.
+        uint64 keys of labels at the end of sight (`keys_of`), any order, repeated or not.
     """
 
     def __init__(self, blocking: Blocking, staying: NDArray[np.int64], open_: NDArray[np.uint64]) -> None:
@@ -42,10 +44,12 @@ class Nodes:
         """The nodes of the labels of a block that stay."""
         return slice(int(self._starts[index]), int(self._starts[index + 1]))
 
-    def named(self, index: int, found: Arrays, end: str) -> NDArray[np.uint32]:
-        """Nodes of what the columns `end` and `end`_block of a block's seams name."""
-        block = around(self._blocking, index)[found[f"{end}_block"]]
-        order = found[end].astype(np.int64)
+    def named(
+        self, index: int, found: Arrays, end: str, rows: slice | NDArray[np.int64] = slice(None)
+    ) -> NDArray[np.uint32]:
+        """Nodes of what the columns `end` and `end`_block of a block's seams name, in some rows."""
+        block = _around(self._blocking, index)[found[f"{end}_block"][rows]]
+        order = found[end][rows].astype(np.int64)
         nodes = self._starts[block] + order
         leaves = order >= self._staying[block]
         keys = block[leaves].astype(np.uint64) << _SHIFT | order[leaves].astype(np.uint64)
@@ -64,19 +68,20 @@ class Nodes:
         """Pairs of nodes that are one basin: labels of a block at the end of some sight, where they lead."""
         low, high = (np.searchsorted(self._open, np.uint64(i) << _SHIFT) for i in (index, index + 1))
         order = (self._open[low:high] & np.uint64(2**32 - 1)).astype(np.int64)
-        leads = self.named(index, found, "to")[order - self._staying[index]]
-        return np.arange(low, high, dtype=np.int64).astype(np.uint32) + np.uint32(self._starts[-1]), leads
+        leads = self.named(index, found, "to", order - self._staying[index])
+        return (self._starts[-1] + np.arange(low, high)).astype(np.uint32), leads
 
 
-def around(blocking: Blocking, index: int) -> NDArray[np.int64]:
+@lru_cache(maxsize=1)  # a block is asked for several columns in turn
+def _around(blocking: Blocking, index: int) -> NDArray[np.int64]:
     """Numbers of the blocks around one, by code; -1 where none is."""
-    there = [index if code == HERE else blocking.neighbour(index, offset_of(code)) for code in range(27)]
+    there = [blocking.neighbour(index, offset_of(code)) for code in range(27)]
     return np.array([-1 if block is None else block for block in there], np.int64)
 
 
 def keys_of(blocking: Blocking, index: int, found: Arrays) -> NDArray[np.uint64]:
     """Keys, made of block and position, of what a block's seams leave open."""
-    block = around(blocking, index)[found["open_block"]]
+    block = _around(blocking, index)[found["open_block"]]
     keys: NDArray[np.uint64] = block.astype(np.uint64) << _SHIFT | found["open"]
     return keys
 

@@ -28,7 +28,8 @@ from unet_core.instances.faces import Faces, seam
 from unet_core.instances.watershed.exits import HEIGHTS, HERE, LABELS, Exits, code_of
 from unet_core.instances.watershed.saddles import grown, slot_of
 
-_EDGES = {"saddle": np.uint64, "direction": np.uint8, "area": np.uint32}
+_EDGE = ("saddle", "direction", "area")
+Pairs = dict[str, NDArray[Any]]  # columns: code of the block and label of both ends, and `_EDGE`
 
 
 def seam_edges(
@@ -58,18 +59,20 @@ def seam_edges(
     """
     exits = Exits(blocking, index, faces)
     leaves, to_block, to = exits.of_block()
-    parts = [_Pairs.within(within)]
+    here = np.full(len(within["a"]), HERE, np.uint8)
+    parts: list[Pairs] = [
+        {"a_block": here, "b_block": here, **{name: within[name] for name in ("a", "b", *_EDGE)}}
+    ]
     for number, offset in enumerate(OFFSETS):
         if (code := code_of(offset)) in faces:
             parts.append(_across(blocking, index, faces[HERE], faces[code], number, near))
-    names = ("a_block", "a", "b_block", "b", *_EDGES)
-    pairs = {name: np.concatenate([part[name] for part in parts]) for name in names}
+    pairs = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     for end in ("a", "b"):
         block, label = exits.resolve(pairs[f"{end}_block"], pairs[end])
         pairs[f"{end}_block"], pairs[end] = block, exits.order(block, label)
     named: dict[str, NDArray[Any]] = {"to_block": to_block, "to": exits.order(to_block, to)}
     named |= _each_once(pairs)
-    return {"leaves": leaves, "staying": exits.staying()[[HERE]], **named, **_open(named, exits.staying())}
+    return {"leaves": leaves, "staying": exits.staying[[HERE]], **named, **_open(named, exits.staying)}
 
 
 def _open(named: Mapping[str, NDArray[Any]], staying: NDArray[np.uint32]) -> dict[str, NDArray[Any]]:
@@ -82,16 +85,7 @@ def _open(named: Mapping[str, NDArray[Any]], staying: NDArray[np.uint32]) -> dic
     return {"open_block": (keys >> np.uint64(32)).astype(np.uint8), "open": keys.astype(np.uint32)}
 
 
-class _Pairs(dict[str, NDArray[Any]]):
-    """Columns of pairs of (code of the block, label)."""
-
-    @classmethod
-    def within(cls, pairs: Arrays) -> _Pairs:
-        here = np.full(len(pairs["a"]), HERE, np.uint8)
-        return cls(a_block=here, b_block=here, **{n: pairs[n] for n in ("a", "b", *_EDGES)})
-
-
-def _each_once(pairs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+def _each_once(pairs: Pairs) -> Pairs:
     """Pairs of different ends, each once with its best saddle and all its area; best first."""
     ends = [pairs[f"{end}_block"].astype(np.uint64) << np.uint64(32) | pairs[end] for end in ("a", "b")]
     nodes, number = np.unique(np.concatenate(ends), return_inverse=True)
@@ -112,7 +106,7 @@ def _each_once(pairs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         "b": b.astype(np.uint32),
         "saddle": pairs["saddle"][best],
         "direction": pairs["direction"][best],
-        "area": area.astype(np.uint32),
+        "area": area,
     }
     order = np.lexsort((columns["direction"], columns["saddle"]))[::-1]
     return {name: column[order] for name, column in columns.items()}
@@ -120,7 +114,7 @@ def _each_once(pairs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
 
 def _across(
     blocking: Blocking, index: int, here: Faces, there: Faces, number: int, near: NDArray[np.bool_]
-) -> _Pairs:
+) -> Pairs:
     """Pairs of the block's labels and those of one lower neighbour."""
     box, offset = blocking.box(index), OFFSETS[number]
     axis = next(a for a, o in enumerate(offset) if o)
@@ -133,15 +127,15 @@ def _across(
     keys, saddle, direction, area = _cross(
         lower, labels[0], heights[0], other_lower, labels[1], heights[1], blocking.volume, near
     )
-    return _Pairs(
-        a_block=np.full(len(keys), HERE, np.uint8),
-        a=(keys >> np.uint64(32)).astype(np.uint32),
-        b_block=np.full(len(keys), code_of(offset), np.uint8),
-        b=keys.astype(np.uint32),
-        saddle=saddle,
-        direction=direction.astype(np.uint8),
-        area=area,
-    )
+    return {
+        "a_block": np.full(len(keys), HERE, np.uint8),
+        "a": (keys >> np.uint64(32)).astype(np.uint32),
+        "b_block": np.full(len(keys), code_of(offset), np.uint8),
+        "b": keys.astype(np.uint32),
+        "saddle": saddle,
+        "direction": direction.astype(np.uint8),
+        "area": area,
+    }
 
 
 def _corner(lower: Shape, upper: Shape, offset: Offset) -> Shape:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from unet_core.budget import GIB
 from unet_core.errors import InputError, StoreError
 from unet_core.instances.blocking import Blocking, Connectivity
-from unet_core.instances.evidence import Evidence
+from unet_core.instances.evidence import Arrays, Evidence
 from unet_core.instances.faces import Faces, faces_of
 from unet_core.instances.kinds import FACES, IDS, JOINED, MERGED, OBJECTS, SEAMS
 from unet_core.instances.ranking import id_type
@@ -115,14 +116,21 @@ def merge_all(
         _require_room(len(nodes), edges, memory, folder)
         merging, spill = Merging(peak), EdgeSpill(Path(folder), memory=memory)
         del peak
-        for index, found in zip(indices, evidence.read_all(SEAMS, indices)):
+        earliest = np.full(len(nodes), NOWHERE)
+        voxels = np.zeros(len(nodes) if min_size > 1 else 0, np.uint64)
+        for index, objects, found in _left(blocking, evidence):
             merging.join(*nodes.joined(index, found))
             a, b = (nodes.named(index, found, end) for end in ("a", "b"))
             spill.append(Batch(found["saddle"], a, b, found["direction"]))
+            labels = nodes.of_labels(index, found)
+            np.minimum.at(earliest, labels, objects["first"])
+            if min_size > 1:
+                np.add.at(voxels, labels, objects["size"].astype(np.uint64))
+        sizes = np.minimum(voxels, np.uint64(2**32 - 1)).astype(np.uint32)
+        del voxels
         merging.merge(spill, criterion)
-        size, earliest = _sums(blocking, evidence, nodes)
-        enough = merging.merge_small(spill, size, min_size) if min_size > 1 else True
-        del size
+        enough = merging.merge_small(spill, sizes, min_size) if min_size > 1 else True
+        del sizes
     roots = merging.roots()
     np.minimum.at(earliest, roots, earliest)
     heads = np.flatnonzero(enough & (roots == np.arange(len(roots), dtype=np.uint32)))
@@ -142,12 +150,9 @@ def merge_all(
 
 def _nodes(blocking: Blocking, evidence: Evidence) -> tuple[Nodes, NDArray[np.uint16], int]:
     """All nodes, the height of each one's peak, and how many edges there are."""
-    indices = range(len(blocking))
     staying = np.zeros(len(blocking), np.int64)
     peaks, open_, edges = [np.zeros(0, np.uint16)], [np.zeros(0, np.uint64)], 0
-    for index, objects, found in zip(
-        indices, evidence.read_all(OBJECTS, indices), evidence.read_all(SEAMS, indices)
-    ):
+    for index, objects, found in _left(blocking, evidence):
         staying[index] = found["staying"][0]
         peaks.append(objects["peak"][stay(found)])
         open_.append(keys_of(blocking, index, found))
@@ -160,19 +165,10 @@ def _nodes(blocking: Blocking, evidence: Evidence) -> tuple[Nodes, NDArray[np.ui
     return nodes, peak, edges
 
 
-def _sums(
-    blocking: Blocking, evidence: Evidence, nodes: Nodes
-) -> tuple[NDArray[np.uint32], NDArray[np.uint64]]:
-    """Of every node: voxels, 2^32 - 1 for more than that; raster index of the first voxel."""
+def _left(blocking: Blocking, evidence: Evidence) -> Iterator[tuple[int, Arrays, Arrays]]:
+    """Of every block in turn: its index, objects and seams."""
     indices = range(len(blocking))
-    size, earliest = np.zeros(len(nodes), np.uint64), np.full(len(nodes), NOWHERE)
-    for index, objects, found in zip(
-        indices, evidence.read_all(OBJECTS, indices), evidence.read_all(SEAMS, indices)
-    ):
-        labels = nodes.of_labels(index, found)
-        np.add.at(size, labels, objects["size"].astype(np.uint64))
-        np.minimum.at(earliest, labels, objects["first"])
-    return np.minimum(size, np.uint64(2**32 - 1)).astype(np.uint32), earliest
+    yield from zip(indices, evidence.read_all(OBJECTS, indices), evidence.read_all(SEAMS, indices))
 
 
 def _require_room(nodes: int, edges: int, memory: int, folder: str) -> None:
@@ -182,7 +178,7 @@ def _require_room(nodes: int, edges: int, memory: int, folder: str) -> None:
     for what, much, there in (("memory", needed, free), (f"the disk of {folder}", disk, left)):
         if much > there:
             raise StoreError(
-                f"the merge of {nodes:,} pieces of basins does not fit in {what}",
+                f"the merge of {nodes:,} basins does not fit in {what}",
                 expected=f"{much / GIB:.2f} GiB",
                 found=f"{there / GIB:.2f} GiB",
                 fix="free some, or go on where there is more; TMPDIR names the folder for edges",
@@ -192,7 +188,7 @@ def _require_room(nodes: int, edges: int, memory: int, folder: str) -> None:
 def _require_countable(nodes: int) -> None:
     if nodes > NODES_MOST:
         raise InputError(
-            "too many pieces for one merge",
+            "too many basins for one merge",
             expected=f"at most {NODES_MOST:,}",
             found=f"{nodes:,}",
             fix="choose larger blocks, or a coarser --persistence: blocks merge more by themselves",
