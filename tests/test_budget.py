@@ -24,7 +24,7 @@ from unet_core.architecture import UNetSpec
 from unet_core.errors import InputError
 from unet_core.geometry import Box, Grid
 from unet_core.ledger import hold, read_record
-from unet_core.model import UNet, for_inference
+from unet_core.model import UNet
 from unet_core.segmentation import SegmentPlan, SegmentRequest, plan_segmentation, resolve, start
 from unet_core.tiling import Footprint, Tiling, chunk_and_shard
 from unet_core.volumes import Store
@@ -39,12 +39,13 @@ PROBE = """
 import json, os, resource, sys
 import psutil, torch
 from unet_core.architecture import UNetSpec
-from unet_core.model import UNet, channels_last, for_inference
+from unet_core.model import UNet, channels_last
+from unet_core.prepared import prepare
 
 def forward(spec, shape):
     spec = UNetSpec(**spec)
     layout = channels_last(spec.ndim)
-    network = for_inference(UNet(spec)).to(memory_format=layout)
+    network = prepare(UNet(spec))
     def run(shape):
         x = torch.full((1, spec.in_channels, *shape), 0.5).contiguous(memory_format=layout)
         with torch.inference_mode():
@@ -144,7 +145,7 @@ def test_weights_are_counted(spec):
     import torch
 
     with torch.device("meta"):
-        network = for_inference(UNet(spec))
+        network = UNet(spec.padded())
     held = sum(p.numel() for p in network.parameters() if p.ndim > 1)
     # All but the head and the vectors, which are small.
     assert budget.weight_bytes(spec, "float32") == 4 * (held - network.head.weight.numel())

@@ -15,8 +15,9 @@ from unet_core.architecture import UNetSpec
 from unet_core.errors import InputError
 from unet_core.geometry import Box
 from unet_core.inference import Predictor
-from unet_core.model import UNet, channels_last, for_inference
+from unet_core.model import UNet, channels_last
 from unet_core.normalisation import Scale
+from unet_core.prepared import prepare
 from unet_core.tiling import Tile
 
 
@@ -28,10 +29,10 @@ def noise(spec: UNetSpec, seed: int = 0) -> torch.Tensor:
 @pytest.mark.usefixtures("one_thread")
 @settings(max_examples=50)
 @given(spec=network_specs(cost=1e7), seed=SEEDS)
-def test_the_network_for_inference_computes_the_same_function(spec, seed):
+def test_the_network_prepare_computes_the_same_function(spec, seed):
     network = random_network(spec, seed)
     x = noise(spec, seed)
-    fast = for_inference(network).to(memory_format=channels_last(spec.ndim))
+    fast = prepare(network)
     assert fast.spec == spec.padded()
     assert not any(isinstance(m, nn.BatchNorm2d | nn.BatchNorm3d) for m in fast.modules())
     with torch.inference_mode():
@@ -46,7 +47,7 @@ def test_preparing_for_inference_leaves_the_model_as_it_was():
     spec = UNetSpec.build(ndim=2, depth=1, base=4, norm="batch")
     network = random_network(spec, 0).train()
     before = {name: t.clone() for name, t in network.state_dict().items()}
-    fast = for_inference(network)
+    fast = prepare(network)
     assert network.training
     assert not any(module.training for module in fast.modules())
     assert before.keys() == network.state_dict().keys()
@@ -175,7 +176,7 @@ def test_dropout_works_at_the_bottom_and_in_training_only():
     with torch.no_grad():
         assert not torch.equal(network.train()(x), network(x))
         assert torch.equal(network.eval()(x), network(x))
-        fast = for_inference(network.train())
+        fast = prepare(network.train())
         assert torch.equal(fast(x), fast(x))
     dropped = []
     network.dropout.register_forward_hook(lambda module, x, y: dropped.append((x[0].shape, y == 0)))
@@ -199,7 +200,7 @@ def test_odd_widths_do_not_make_bits_depend_on_threads(base: int, upsampling: st
     spec = UNetSpec.build(ndim=3, depth=1, base=base, upsampling=upsampling, classes=3)  # type: ignore[arg-type]
     torch.manual_seed(base)
     network = UNet(spec).eval()
-    ready = for_inference(network).to(memory_format=channels_last(3))
+    ready = prepare(network)
     x = torch.randn(1, 1, *spec.read_shape((16, 16, 16))).to(memory_format=channels_last(3))
     before = torch.get_num_threads()
     results = []

@@ -61,19 +61,21 @@ def _alive(spec: UNetSpec, input_shape: Shape) -> Iterator[int]:
     caller = spec.in_channels * prod(input_shape)  # the caller keeps the input
     skips = 0
     x = 0  # what this frame holds of its own
-    padded = spec.ndim == 3 and spec.in_channels < FEWEST_CHANNELS_3D  # see `model._Conv3d`
-    first = FEWEST_CHANNELS_3D * prod(input_shape) if padded else 0
     for level, (shapes, kernel, width) in enumerate(zip(levels, spec.kernels, spec.widths)):
         middle = width * prod(n - k + 1 for n, k in zip(shapes.input, kernel))
         output = width * prod(shapes.contracted)
-        yield caller + skips + x + middle + (first if level == 0 else 0)
+        yield caller + skips + x + middle
         yield caller + skips + x + middle + output
         if level == spec.depth:
             x = output
             break
         skip = width * prod(shapes.expand_in)
-        pooled = width * prod(levels[level + 1].input)
-        yield caller + skips + output + skip + pooled
+        # One axis after the other, the last first: each result beside the one it is made of.
+        pooled, before = output, 0
+        for factor in reversed(spec.pools[level]):
+            if factor > 1:
+                before, pooled = pooled, pooled // factor
+                yield caller + skips + output + skip + pooled + (before if before < output else 0)
         skips += skip
         x = pooled
     for level in reversed(range(spec.depth)):

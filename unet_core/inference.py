@@ -19,8 +19,9 @@ from torch import Tensor
 
 from unet_core.errors import DataError, UnfitWorkerError
 from unet_core.geometry import Box
-from unet_core.model import UNet, channels_last, for_inference
+from unet_core.model import UNet, channels_last
 from unet_core.normalisation import Scale, require_finite
+from unet_core.prepared import prepare
 from unet_core.tiling import Tile, Tiling
 from unet_core.volumes import Volume
 
@@ -75,8 +76,7 @@ class Predictor:
         self._dtype = DTYPES[dtype]
         self._format = channels_last(self.spec.ndim)
         exact_arithmetic()
-        model = for_inference(network).to(device=self._device, dtype=self._dtype)
-        self._model = model.to(memory_format=self._format)  # type: ignore[call-overload]
+        self._model = prepare(network, device=device, dtype=self._dtype)
 
     def logits(self, data: NDArray[Any], tile: Tile) -> Tensor:
         """(channel, z, y, x) raw intensities of `tile.read` to (class, z, y, x) logits of `tile.write`."""

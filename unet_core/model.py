@@ -6,8 +6,7 @@ figure 1. Shapes in comments are those of the paper's network on a 572x572 input
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +14,6 @@ from torch import Tensor, nn
 
 from unet_core.architecture import FEWEST_CHANNELS_3D, UNetSpec
 from unet_core.geometry import Shape
-
-_Conv = nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d
 
 
 class UNet(nn.Module):
@@ -44,14 +41,13 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         spec = self.spec
-        pool = F.max_pool2d if spec.ndim == 2 else F.max_pool3d
         expected = [shapes.expand_in for shapes in spec.levels(x.shape[2:])]
         skips: list[Tensor] = []
         for level in range(spec.depth):
             x = self.down[level](x)  # 568, 280, 136, 64
             # Only the middle of the skip is used: cropping now frees the rest of a large tensor.
             skips.append(_crop(x, spec.crop_lower(level), expected[level]))  # 392, 200, 104, 56
-            x = pool(x, spec.pools[level])  # 284, 140, 68, 32
+            x = self.pool(x, spec.pools[level])  # 284, 140, 68, 32
         x = self.dropout(self.down[spec.depth](x))  # 28
         for level in reversed(range(spec.depth)):
             x = self.up[level](x)  # 56, 104, 200, 392
@@ -60,52 +56,9 @@ class UNet(nn.Module):
         logits: Tensor = self.head(x)
         return logits
 
-
-def for_inference(model: UNet) -> UNet:
-    """A copy in eval mode, as `spec.padded()` describes it, that computes the same function.
-
-    Eval-mode batch norm is y = (x - mean) * weight / sqrt(var + eps) + bias: an affine map per
-    channel, taken over into the convolution before it. Channels that fill up are zero: zero weights
-    and biases make them, ReLU keeps them, and nothing weighs them.
-
-    Logits are (N, padded classes, *output): those beyond the classes are zero.
-    """
-    spec = model.spec
-    result = UNet(spec.padded()).eval()
-    with torch.no_grad():
-        empty = dict(result.named_parameters())
-        for parameter in empty.values():
-            parameter.zero_()
-        for name, layer in _folded_layers(model):
-            halves = 2 if name.startswith("merge") and name.endswith(".0") else 1  # skip and up, concatenated
-            # A transposed convolution has its weight as (inputs, outputs, ...), the others the other way.
-            inputs = 0 if isinstance(layer, nn.ConvTranspose2d | nn.ConvTranspose3d) else 1
-            weight = empty[f"{name}.weight"]
-            for source, target in zip(layer.weight.chunk(halves, inputs), weight.chunk(halves, inputs)):
-                target[tuple(slice(n) for n in source.shape)] = source
-            if layer.bias is not None:
-                empty[f"{name}.bias"][: len(layer.bias)] = layer.bias
-    return result
-
-
-def _folded_layers(model: UNet) -> Iterator[tuple[str, _Conv]]:
-    """Every convolution with its name in a network without batch norm, batch norm folded into it."""
-    plain = copy.deepcopy(model).eval()
-    for name, block in plain.named_modules():
-        if isinstance(block, nn.ConvTranspose2d | nn.ConvTranspose3d):
-            yield name, block
-        if not isinstance(block, nn.Sequential):
-            continue
-        layers: list[nn.Module] = []
-        for layer in block:
-            if isinstance(layer, nn.BatchNorm2d | nn.BatchNorm3d):
-                layers[-1] = nn.utils.fuse_conv_bn_eval(layers[-1], layer)  # type: ignore[type-var]
-            else:
-                layers.append(layer)
-        for position, layer in enumerate(layers):
-            if isinstance(layer, nn.Conv2d | nn.Conv3d):
-                yield f"{name}.{position}", layer
-    yield "head", plain.head
+    def pool(self, x: Tensor, factors: Shape) -> Tensor:
+        """Max pooling; legal inputs divide evenly."""
+        return F.max_pool2d(x, factors) if self.spec.ndim == 2 else F.max_pool3d(x, factors)
 
 
 def channels_last(ndim: int) -> torch.memory_format:
