@@ -15,8 +15,8 @@ from flows.config import AugmentConfig, Config, TargetName, TrainConfig, validat
 from flows.report.words import duration
 from flows.training_data import labelled_regions, settings_of, spec_of
 from unet_core import proposal, training
+from unet_core.devices import fast_dtype
 from unet_core.errors import InputError
-from unet_core.inference import fast_dtype
 from unet_core.labelling import LabelledRegion
 from unet_core.proposal import Choice, ImageFacts, Machine
 

@@ -11,9 +11,10 @@ from rich.table import Table
 from flows.evaluate import Evaluation
 from flows.report import comparison_table, instance_tables, scores_table, thresholds_table
 from flows.report.words import duration
+from unet_core.devices import device_kind
 from unet_core.evaluation import CRITERIA, InstanceScores
 from unet_core.geometry import Box, Shape
-from unet_core.inference import device_kind, measure_speed
+from unet_core.inference import measure_speed
 from unet_core.instances import InstancePlan, basins_at_most, disk_bytes, merge_bytes, scratch_bytes
 from unet_core.segmentation import Planned
 from unet_core.volumes import Store

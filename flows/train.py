@@ -15,8 +15,8 @@ from flows.config import ClusterConfig, TrainConfig, read_cluster, takes, valida
 from flows.outcome import IncompleteRunError, owned
 from flows.training_data import labelled_regions, settings_of, spec_of
 from unet_core import training
+from unet_core.devices import free_memory
 from unet_core.errors import RunError
-from unet_core.inference import free_memory
 from unet_core.ledger import (
     RunRecord,
     begin,

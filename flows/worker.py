@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from unet_core import inference, segmentation
+from unet_core import devices, segmentation
 from unet_core.errors import LostLeaseError
 from unet_core.ledger import Done, RunRecord, read_record
 from unet_core.pyramid import PyramidPlan
@@ -56,7 +56,7 @@ def resolve(plan: dict[str, Any], normalisation: str) -> dict[str, Any]:
 
 def device() -> str:
     """The kind of device that this worker computes on."""
-    return inference.device_kind()
+    return devices.device_kind()
 
 
 def require_gpu() -> None:
@@ -68,13 +68,13 @@ def require_gpu() -> None:
 
 def training_dtype(device: str) -> str:
     """What "auto" means in training: the 16-bit type that this device computes natively, else float32."""
-    return inference.fast_dtype(device) or "float32"
+    return devices.fast_dtype(device) or "float32"
 
 
 def tile_that_fits(url: str, fingerprint: str) -> str | None:
     """A tile, as --tile takes it, that this worker has memory for; None if there is none."""
     plan = SegmentPlan.from_dict(dict(_record(url, fingerprint).plan))
-    tile = segmentation.tile_that_fits(plan, inference.free_memory(plan.device))
+    tile = segmentation.tile_that_fits(plan, devices.free_memory(plan.device))
     return None if tile is None else ",".join(map(str, tile))
 
 

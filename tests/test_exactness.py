@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -321,11 +322,9 @@ class Echo:
         inside = Box.of_shape(tile.write.shape).shift(self._lower)
         return data[(slice(None), *inside.slices)]
 
-    def classes(self, logits: np.ndarray) -> np.ndarray:
-        return logits[0]
-
-    def probabilities(self, logits: np.ndarray) -> np.ndarray:
-        return logits
+    def start(self, data: np.ndarray, tile: Tile, *, probabilities: bool) -> SimpleNamespace:
+        found = self.logits(data, tile)
+        return SimpleNamespace(take=lambda: [found[0], found])
 
 
 def coordinates(shape: Shape) -> np.ndarray:

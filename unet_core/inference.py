@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from unet_core.devices import DTYPES, exact_arithmetic, fast_dtype
 from unet_core.errors import DataError, UnfitWorkerError
 from unet_core.geometry import Box
 from unet_core.model import UNet, channels_last
@@ -26,36 +26,6 @@ from unet_core.tiling import Tile, Tiling
 from unet_core.volumes import Volume
 
 DTYPE_AGREEMENT = 0.999
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-def device_kind() -> str:
-    """What runs share: "cuda" where a GPU is, else "cpu". A run keeps the kind it began with."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def fast_dtype(device: str) -> str | None:
-    """The 16-bit type that this device computes natively; None where there is none, as on older CPUs."""
-    if device == "cuda":
-        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
-    features = torch.cpu.get_capabilities()
-    return "bfloat16" if features.get("avx512_bf16") or features.get("amx_bf16") else None
-
-
-def free_memory(device: str) -> int:
-    """Bytes that this process could allocate there now."""
-    if device == "cuda":
-        return int(torch.cuda.mem_get_info()[0])
-    return int(psutil.virtual_memory().available)
-
-
-def exact_arithmetic() -> None:
-    """One way to compute on GPUs, from here on in this process."""
-    # Two modes of float32 would give two results; and an algorithm chosen by timing, many.
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.deterministic = True
 
 
 class Predictor:
@@ -75,36 +45,85 @@ class Predictor:
         self._device = torch.device(device)
         self._dtype = DTYPES[dtype]
         self._format = channels_last(self.spec.ndim)
+        self._copies = torch.cuda.Stream() if device == "cuda" else None  # type: ignore[no-untyped-call]
         exact_arithmetic()
         self._model = prepare(network, device=device, dtype=self._dtype)
 
     def logits(self, data: NDArray[Any], tile: Tile) -> Tensor:
         """(channel, z, y, x) raw intensities of `tile.read` to (class, z, y, x) logits of `tile.write`."""
-        return self.forward(self._scale.apply(data), tile)
+        return self._forward(self._scaled(data), tile)
 
-    @torch.inference_mode()
     def forward(self, scaled: NDArray[np.float32], tile: Tile) -> Tensor:
         """`logits` of intensities that are scaled already."""
-        flat = self.spec.ndim == 2
-        x = torch.from_numpy(scaled)
-        x = x.squeeze(1) if flat else x
-        x = x[None].to(device=self._device, dtype=self._dtype, memory_format=self._format)
-        logits = self._model(x)[0, : self.spec.classes]  # the rest only fills up
-        logits = logits.unsqueeze(1) if flat else logits
-        # The surplus above the last whole stride is another tile's: 388 -> 384.
-        result: Tensor = logits[(slice(None), *(slice(n) for n in tile.write.shape))]
-        return result
+        return self._forward(self._on_device(scaled), tile)
+
+    @torch.inference_mode()
+    def start(self, data: NDArray[Any], tile: Tile, *, probabilities: bool = False) -> Started:
+        """Begin to predict `tile.write`. On a GPU this returns at once: begin the next, then take this."""
+        logits = self.logits(data, tile)
+        classes = logits.argmax(dim=0).to(torch.uint8)
+        chances = None
+        if probabilities:
+            chances = torch.softmax(logits.float(), dim=0).mul_(255).round_().to(torch.uint8)
+        return Started(classes, chances)
 
     def classes(self, logits: Tensor) -> NDArray[np.uint8]:
         """The most likely class per voxel, uint8 (z, y, x)."""
         result: NDArray[np.uint8] = logits.argmax(dim=0).to(torch.uint8).cpu().numpy()
         return result
 
-    def probabilities(self, logits: Tensor) -> NDArray[np.uint8]:
-        """Softmax as uint8 (class, z, y, x): p = v / 255."""
-        p = torch.softmax(logits.float(), dim=0)
-        result: NDArray[np.uint8] = p.mul_(255).round_().to(torch.uint8).cpu().numpy()
+    @torch.inference_mode()
+    def _forward(self, x: Tensor, tile: Tile) -> Tensor:
+        flat = self.spec.ndim == 2
+        x = x.squeeze(1) if flat else x
+        x = x[None].to(dtype=self._dtype, memory_format=self._format)
+        logits = self._model(x)[0, : self.spec.classes]  # the rest only fills up
+        logits = logits.unsqueeze(1) if flat else logits
+        # The surplus above the last whole stride is another tile's: 388 -> 384.
+        result: Tensor = logits[(slice(None), *(slice(n) for n in tile.write.shape))]
         return result
+
+    @torch.inference_mode()
+    def _scaled(self, data: NDArray[Any]) -> Tensor:
+        """`Scale.apply`, to the bit, by all threads or on the GPU, which gets the raw type: fewer bytes."""
+        offset, factor = (torch.from_numpy(n).to(self._device) for n in self._scale.numbers)
+        raw = self._on_device(data.astype(data.dtype.newbyteorder("="), copy=False))
+        return raw.to(torch.float32, copy=True).sub_(offset).mul_(factor)
+
+    def _on_device(self, data: NDArray[Any]) -> Tensor:
+        x = torch.from_numpy(data)
+        if self._copies is None:
+            return x
+        # On a stream of its own: else the copy would wait for the tile before this one.
+        with torch.cuda.stream(self._copies):
+            moved = x.contiguous().pin_memory().to(self._device, non_blocking=True)
+        torch.cuda.current_stream().wait_stream(self._copies)
+        moved.record_stream(torch.cuda.current_stream())
+        return moved
+
+
+class Started:
+    """The prediction of one tile, which a GPU may still be computing."""
+
+    def __init__(self, *results: Tensor | None) -> None:
+        self._results = [None if r is None else _begin_copy(r) for r in results]
+        self._event = None
+        if any(r is not None and r.is_cuda for r in results):
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._event.record()
+
+    def take(self) -> list[NDArray[np.uint8] | None]:
+        """Classes uint8 (z, y, x); probabilities uint8 (class, z, y, x), p = v / 255, or None."""
+        if self._event is not None:
+            self._event.synchronize()
+        return [None if r is None else r.numpy() for r in self._results]
+
+
+def _begin_copy(tensor: Tensor) -> Tensor:
+    if not tensor.is_cuda:
+        return tensor
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return host.copy_(tensor, non_blocking=True)
 
 
 @dataclass(frozen=True)
@@ -126,20 +145,44 @@ def predict_block(
     DataError
         NaN or infinite intensities in what the block reads, with their place.
     """
-    box = tiling.block_box(index)
+    data = read_block(volume, tiling, index)
+    return compute_block(data, tiling, index, predictor, probabilities=probabilities)
+
+
+def read_block(volume: Volume, tiling: Tiling, index: int) -> NDArray[Any]:
+    """(channel, z, y, x) raw intensities of `tiling.block_read_box(index)`; raises as `predict_block`."""
     read = tiling.block_read_box(index)
     data = volume.read(read)
     require_finite(data, read, volume, error=DataError)
+    return data
+
+
+def compute_block(
+    data: NDArray[Any], tiling: Tiling, index: int, predictor: Predictor, *, probabilities: bool = False
+) -> BlockResult:
+    """`predict_block` of what `read_block` gave."""
+    box, read = tiling.block_box(index), tiling.block_read_box(index)
     classes = np.zeros(box.shape, np.uint8)
     chances = np.zeros((predictor.spec.classes, *box.shape), np.uint8) if probabilities else None
-    for tile in tiling.tiles(index):
-        source = tile.read.relative_to(read.lower).slices
-        logits = predictor.logits(data[(slice(None), *source)], tile)
+
+    def settle(tile: Tile, started: Started) -> None:
         kept = tile.keep.relative_to(tile.write.lower).slices
         target = tile.keep.relative_to(box.lower).slices
-        classes[target] = predictor.classes(logits)[kept]
-        if chances is not None:
-            chances[(slice(None), *target)] = predictor.probabilities(logits)[(slice(None), *kept)]
+        found, likely = started.take()
+        if found is not None:
+            classes[target] = found[kept]
+        if chances is not None and likely is not None:
+            chances[(slice(None), *target)] = likely[(slice(None), *kept)]
+
+    last: tuple[Tile, Started] | None = None
+    for tile in tiling.tiles(index):
+        source = tile.read.relative_to(read.lower).slices
+        started = predictor.start(data[(slice(None), *source)], tile, probabilities=probabilities)
+        if last is not None:
+            settle(*last)
+        last = tile, started
+    if last is not None:
+        settle(*last)
     return BlockResult(box, classes, chances)
 
 

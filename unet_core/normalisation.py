@@ -56,13 +56,18 @@ class Scale:
 
     def apply(self, data: NDArray[Any]) -> NDArray[np.float32]:
         """(channel, z, y, x) of any real type to float32; every voxel by the same arithmetic."""
-        column = (-1, 1, 1, 1)
-        offset = np.asarray(self.offset, np.float32).reshape(column)
-        factor = (1.0 / np.asarray(self.spread, np.float64)).astype(np.float32).reshape(column)
+        offset, factor = self.numbers
         result: NDArray[np.float32] = data.astype(np.float32)
         result -= offset
         result *= factor
         return result
+
+    @property
+    def numbers(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """What is subtracted, then multiplied by: float32 (channel, 1, 1, 1) each."""
+        column = (-1, 1, 1, 1)
+        offset = np.asarray(self.offset, np.float32).reshape(column)
+        return offset, (1.0 / np.asarray(self.spread, np.float64)).astype(np.float32).reshape(column)
 
     def to_dict(self) -> dict[str, list[float]]:
         return {key: list(values) for key, values in asdict(self).items()}

@@ -22,6 +22,7 @@ class Recent:
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.held = 0  # bytes of finished arrays, at most `capacity` between calls
+        self.made = 0  # bytes of all arrays that were computed because they were not there
         self._lock = Lock()
         # The owner stands in the entry so that it lives as long: no other object gets its id.
         self._entries: OrderedDict[tuple[int, Hashable], tuple[object, Future[NDArray[Any]]]] = OrderedDict()
@@ -46,10 +47,31 @@ class Recent:
             mine.set_exception(error)
             raise
         mine.set_result(array)
-        with self._lock:
-            self.held += array.nbytes
-            self._drop()
+        self._count(array)
         return array
+
+    def find(self, owner: object, key: Hashable) -> NDArray[Any] | None:
+        """The array if it is there, or is being computed."""
+        with self._lock:
+            entry = self._entries.get((id(owner), key))
+            if entry is None:
+                return None
+            self._entries.move_to_end((id(owner), key))
+        return entry[1].result()
+
+    def keep(self, owner: object, key: Hashable, part: NDArray[Any]) -> None:
+        """Keep a copy of what the caller has computed; two may have, at the same time."""
+        made: Future[NDArray[Any]] = Future()
+        made.set_result(part.copy())
+        with self._lock:
+            known = self._entries.setdefault((id(owner), key), (owner, made))[1] is not made
+        self._count(part, held=not known)
+
+    def _count(self, array: NDArray[Any], *, held: bool = True) -> None:
+        with self._lock:
+            self.made += array.nbytes
+            self.held += array.nbytes * held
+            self._drop()
 
     def _drop(self) -> None:
         """Drop finished arrays, the oldest first, until what is held fits."""

@@ -28,7 +28,7 @@ from flows.config import ClusterConfig
 from flows.ranks import RankedTraining
 from unet_core import training
 from unet_core.architecture import UNetSpec
-from unet_core.inference import DTYPES, fast_dtype
+from unet_core.devices import DTYPES, fast_dtype
 from unet_core.labelling import LabelledRegion
 from unet_core.ledger import RunRecord, begin, hold
 from unet_core.model import UNet, channels_last

@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass, field, replace
 from math import prod
 from typing import Any, Literal
 
-from unet_core import budget, inference
+from unet_core import budget
 from unet_core.checkpoint import StoredModel, load_model
+from unet_core.devices import device_kind, fast_dtype
 from unet_core.errors import InputError
 from unet_core.geometry import Box, Shape, round_up
 from unet_core.instances import (
@@ -214,7 +215,7 @@ def plan_segmentation(
         record = begun(output, KIND, identity_of(request, volume, model, roi))
         require_same_kind(request.instances, record, output)
     if record is None:
-        plan = _new_plan(request, volume, model, roi, device or inference.device_kind())
+        plan = _new_plan(request, volume, model, roi, device or device_kind())
     else:
         plan = SegmentPlan.from_dict(record.plan)
     if request.block is not None and request.block != plan.tiling.block:
@@ -268,7 +269,7 @@ def _new_plan(
     """Resolve what the request leaves open, but for what needs voxels: `resolve` decides that."""
     spec = model.card.spec
     # Without a fast 16-bit type there is nothing to decide; else `resolve` decides on a real tile.
-    undecided = request.dtype == "auto" and inference.fast_dtype(device) is not None
+    undecided = request.dtype == "auto" and fast_dtype(device) is not None
     dtype = "auto" if undecided else "float32" if request.dtype == "auto" else request.dtype
     tile = request.tile or budget.choose_tile(
         spec, volume.shape, roi, dtype=dtype, memory=budget.tile_memory(device)

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from unet_core.architecture import UNetSpec
+from unet_core.devices import DTYPES, exact_arithmetic
 from unet_core.geometry import Shape
-from unet_core.inference import DTYPES, exact_arithmetic
 from unet_core.model import UNet, channels_last
 from unet_core.training.optimisation import Optimisation
 

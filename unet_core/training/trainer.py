@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from unet_core.inference import DTYPES, exact_arithmetic
+from unet_core.devices import DTYPES, exact_arithmetic
 from unet_core.loss import denominators, loss_of
 from unet_core.model import UNet, channels_last
 from unet_core.training.batches import Batch

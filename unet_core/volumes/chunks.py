@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from functools import partial
 from itertools import product
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -62,16 +62,52 @@ def read_checked(array: zarr.Array[Any], selection: Selection, axes: Sequence[st
 def read_kept(
     array: zarr.Array[Any], selection: Selection, axes: Sequence[str], recent: Recent
 ) -> NDArray[Any]:
-    """`read_checked`, from chunks that `recent` keeps decoded: for who comes back to the same ones."""
+    """`read_checked`, from chunks that `recent` keeps decoded: for who comes back to the same ones.
+
+    What is not kept is read in as few parts as there are boxes of it, and counted in `recent.made`.
+    """
     extent = _extent(array, selection)
     result = np.empty([b - a for a, b in extent], array.dtype)
-    for chunk in _chunks_of(array, extent):
-        whole = tuple(slice(a, b) for a, b in chunk)
-        data = recent.get(array, tuple(chunk), partial(read_checked, array, whole, axes))
-        met = [(max(a, first), min(b, last)) for (a, b), (first, last) in zip(extent, chunk)]
-        into = tuple(slice(a - start, b - start) for (a, b), (start, _) in zip(met, extent))
-        result[into] = data[tuple(slice(a - start, b - start) for (a, b), (start, _) in zip(met, chunk))]
+    missing = set()
+    for index in _indices(array, extent):
+        data = recent.find(array, index)
+        if data is None:
+            missing.add(index)
+        else:
+            _paste(result, extent, data, _chunk(array, index))
+    for first, last in _boxes(missing):
+        part = [(a, b) for (a, _), (_, b) in zip(_chunk(array, first), _chunk(array, last))]
+        data = read_checked(array, tuple(slice(a, b) for a, b in part), axes)
+        _paste(result, extent, data, part)
+        for index in product(*(range(a, b + 1) for a, b in zip(first, last))):
+            inside = tuple(
+                slice(a - start, b - start) for (a, b), (start, _) in zip(_chunk(array, index), part)
+            )
+            recent.keep(array, index, data[inside])
     return result[tuple(slice(None) if isinstance(s, slice) else 0 for s in selection)]
+
+
+def _paste(result: NDArray[Any], extent: Extent, data: NDArray[Any], place: Extent) -> None:
+    """Copy what two extents share; each array lies where its extent says."""
+    met = [(max(a, c), min(b, d)) for (a, b), (c, d) in zip(extent, place)]
+    into = tuple(slice(a - start, b - start) for (a, b), (start, _) in zip(met, extent))
+    result[into] = data[tuple(slice(a - start, b - start) for (a, b), (start, _) in zip(met, place))]
+
+
+def _boxes(missing: set[Shape]) -> Iterator[tuple[Shape, Shape]]:
+    """Boxes, as first and last index, that hold these and nothing else: halved along the longest axis."""
+    if not missing:
+        return
+    columns = list(zip(*missing))
+    first, last = tuple(map(min, columns)), tuple(map(max, columns))
+    if prod(b - a + 1 for a, b in zip(first, last)) == len(missing):
+        yield first, last
+        return
+    axis = max(range(len(first)), key=lambda axis: last[axis] - first[axis])
+    middle = (first[axis] + last[axis]) // 2
+    lower = {index for index in missing if index[axis] <= middle}
+    yield from _boxes(lower)
+    yield from _boxes(missing - lower)
 
 
 def write_checked(
@@ -136,9 +172,15 @@ def _extent(array: zarr.Array[Any], selection: Selection) -> Extent:
 
 def _chunks_of(array: zarr.Array[Any], extent: Extent) -> Iterator[Extent]:
     """The decodable units (inner chunks of shards) that a part of an array meets."""
-    rows = [range(a // c, -(-b // c)) for (a, b), c in zip(extent, array.chunks)]
-    for index in product(*rows):
-        yield [(i * c, min((i + 1) * c, n)) for i, c, n in zip(index, array.chunks, array.shape)]
+    return (_chunk(array, index) for index in _indices(array, extent))
+
+
+def _indices(array: zarr.Array[Any], extent: Extent) -> Iterator[Shape]:
+    return product(*(range(a // c, -(-b // c)) for (a, b), c in zip(extent, array.chunks)))
+
+
+def _chunk(array: zarr.Array[Any], index: Shape) -> Extent:
+    return [(i * c, min((i + 1) * c, n)) for i, c, n in zip(index, array.chunks, array.shape)]
 
 
 def _delete(array: zarr.Array[Any], chunk: Extent) -> None:
