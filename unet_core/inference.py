@@ -7,7 +7,7 @@ tile goes through the same kernel at the same shape, with batch 1, and only its 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from unet_core.errors import DataError, UnfitWorkerError
-from unet_core.geometry import Box
+from unet_core.geometry import Box, hull
 from unet_core.model import UNet, channels_last, for_inference
 from unet_core.normalisation import Scale, require_finite
 from unet_core.tiling import Tile, Tiling
@@ -117,9 +117,20 @@ class BlockResult:
 
 
 def predict_block(
-    volume: Volume, tiling: Tiling, index: int, predictor: Predictor, *, probabilities: bool = False
+    volume: Volume,
+    tiling: Tiling,
+    index: int,
+    predictor: Predictor,
+    *,
+    probabilities: bool = False,
+    tiles: Sequence[Tile] | None = None,
 ) -> BlockResult:
     """Compute one block: one read, one forward pass per tile.
+
+    Parameters
+    ----------
+    tiles
+        Those of the block to compute, the rest being 0; None: all. No more is read than they need.
 
     Raises
     ------
@@ -127,12 +138,14 @@ def predict_block(
         NaN or infinite intensities in what the block reads, with their place.
     """
     box = tiling.block_box(index)
-    read = tiling.block_read_box(index)
-    data = volume.read(read)
-    require_finite(data, read, volume, error=DataError)
     classes = np.zeros(box.shape, np.uint8)
     chances = np.zeros((predictor.spec.classes, *box.shape), np.uint8) if probabilities else None
-    for tile in tiling.tiles(index):
+    if tiles is not None and not tiles:
+        return BlockResult(box, classes, chances)
+    read = tiling.block_read_box(index) if tiles is None else hull(tile.read for tile in tiles)
+    data = volume.read(read)
+    require_finite(data, read, volume, error=DataError)
+    for tile in tiling.tiles(index) if tiles is None else tiles:
         source = tile.read.relative_to(read.lower).slices
         logits = predictor.logits(data[(slice(None), *source)], tile)
         kept = tile.keep.relative_to(tile.write.lower).slices

@@ -15,6 +15,7 @@ from unet_core.checkpoint import load_model
 from unet_core.errors import DataError, InputError
 from unet_core.geometry import Box, Shape
 from unet_core.instances import begin_instances, create_final, only_level
+from unet_core.keeping import LEFT_OUT, Keeper, leave_out, tiles_kept
 from unet_core.ledger import Done, Ledger, RunRecord, begin, digest_of, require_epoch
 from unet_core.model import UNet
 from unet_core.normalisation import Scale, measure
@@ -88,7 +89,7 @@ def start(planned: Planned, resolved: SegmentPlan) -> None:
     plan = resolved
     request, volume = planned.request, planned.volume
     tiling, output = plan.tiling, Store(request.to)
-    identity = identity_of(request, volume, planned.model, tiling.roi, plan)
+    identity = identity_of(request, volume, planned.model, tiling.roi, plan, planned.keeper)
     begin(output, planned.record or RunRecord(KIND, identity, plan.to_dict()))
     name = output.url.rsplit("/", 1)[-1].removesuffix(".zarr")
     common: dict[str, Any] = {
@@ -158,6 +159,7 @@ class BlockWorker:
         self._epoch = epoch
         self._output = Store(url)
         self._volume = _open_volume(plan)
+        self._keeper = None if plan.keep is None else Keeper.open(plan.keep, self._volume)
         self._predictor = inference.Predictor(
             model.network(), scale=plan.scale, device=plan.device, dtype=plan.dtype
         )
@@ -171,9 +173,20 @@ class BlockWorker:
     def predict(self, index: int) -> Done:
         """Compute and write one block, then record it. Doing it twice is harmless."""
         plan = self._plan
+        kept = None if self._keeper is None else self._keeper.of(plan.tiling.block_box(index))
+        tiles = None if kept is None else tiles_kept(plan.tiling, index, kept)
         result = inference.predict_block(
-            self._volume, plan.tiling, index, self._predictor, probabilities=plan.probabilities
+            self._volume,
+            plan.tiling,
+            index,
+            self._predictor,
+            probabilities=plan.probabilities,
+            tiles=tiles,
         )
+        if kept is not None:
+            value = 0 if plan.instances is None else LEFT_OUT
+            leave_out(kept, result.classes, result.probabilities, value=value)
+        empty = kept is not None and not tiles
         absent = _owned(self._volume.take_absent(), result.box, plan.tiling.roi)
         require_epoch(self._output, self._epoch)
         write_box(self._labels, result.box, result.classes)
@@ -181,8 +194,8 @@ class BlockWorker:
         if self._probabilities is not None and result.probabilities is not None:
             write_box(self._probabilities, result.box, result.probabilities)
             written.append(result.probabilities)
-        self._ledger.commit(index, digest_of(*written), absent=absent)
-        return Done(result.box.size, absent)
+        self._ledger.commit(index, digest_of(*written), absent=absent, empty=empty)
+        return Done(result.box.size, absent, empty)
 
 
 def pyramid_block(url: str, plan: PyramidPlan, level: int, index: int, *, epoch: int) -> Done:
