@@ -3,8 +3,8 @@
     KeepRequest -> plan_keep -> KeepPlan -> Keeper.of(box) -> tiles_kept, leave_out
                    (grids found, refused)   (reads the part for one block)
 
-What is kept is decided for each voxel, so results depend on neither blocks nor tiles: a voxel that is not kept
-is background, whether the tile around it was computed or not.
+What is kept is decided for each voxel, so results depend on neither blocks nor tiles: a voxel that is not
+kept is background, whether the tile around it was computed or not.
 
     mask voxel        |  keep  |   -    |   -    |  keep  |
     image voxels      |xxxxxxxx|        |        |xxxxxxxx|     x: the network's answer, else background

@@ -14,8 +14,8 @@ _TOLERANCE = 0.02  # of voxel sizes that were rounded before they were written
 def steps_that_give(fine: int, coarse: int) -> list[int]:
     """All steps that make `fine` voxels `coarse` ones; empty where none does.
 
-    A pyramid rounds up (1001 -> 501) or, made by others, down (1001 -> 500): then the last coarse voxel stands
-    for the few that are left over. Rounding down counts only where nothing rounds up to it.
+    A pyramid rounds up (1001 -> 501) or, made by others, down (1001 -> 500): then the last coarse voxel
+    stands for the few that are left over. Rounding down counts only where nothing rounds up to it.
     """
     if not 1 <= coarse <= fine:
         return []
@@ -27,7 +27,7 @@ def steps_that_give(fine: int, coarse: int) -> list[int]:
 
 
 def likeliest(steps: list[int], fine: int, coarse: int) -> int | None:
-    """The one step that shapes alone leave no doubt of: an exact ratio, the only one, or the only power of 2."""
+    """The step that shapes alone leave no doubt of: an exact ratio, the only one, the only power of 2."""
     if fine == coarse * (fine // coarse):
         return fine // coarse
     for some in (steps, [s for s in steps if s & (s - 1) == 0]):

@@ -100,7 +100,7 @@ class Keeper:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What decides which voxels are kept, for the run's fingerprint; reads a few chunks, as of the image."""
+        """What decides which voxels are kept, for the run's fingerprint; reads a few chunks."""
         plan = self.plan.to_dict()
         given = [name for name in ("mask", "below") if plan[name] is not None]
         return {
