@@ -33,7 +33,8 @@ FAILURES_LISTED = 100  # of however many; the others are on disk
 
 @dataclass
 class StageResult:
-    """How one stage went. `skipped` blocks were done by an earlier run; `absent` input chunks were not there.
+    """How one stage went. `skipped` blocks were done by an earlier run; `absent` input chunks were not there;
+    of `empty` blocks, in earlier runs too, nothing was to be computed.
 
     `in_quarantine` are blocks that failed, in earlier runs too; `failed` tells of the first of them at the
     end. `stopped` is why it ended before it had tried all.
@@ -45,6 +46,7 @@ class StageResult:
     skipped: int = 0
     voxels: int = 0
     absent: int = 0
+    empty: int = 0
     in_quarantine: set[int] = field(default_factory=set)
     seconds: float = 0.0
     failed: list[Failure] = field(default_factory=list)
@@ -67,6 +69,7 @@ class StageResult:
             "failed": [{"block": f.index, "error": f.error} for f in self.failed],
             "stopped": self.stopped,
             "absent_chunks": self.absent,
+            "empty_blocks": self.empty,
             "voxels": self.voxels,
             "seconds": round(self.seconds, 3),
         }
@@ -109,6 +112,7 @@ def run_stage(
         ledger.stage,
         ledger.count,
         skipped=int(entries.done.sum()),
+        empty=int(entries.empty.sum()),
         in_quarantine=set(quarantine.standing(entries.done)),
     )
     run = _StageRun(quarantine, lease, result, engine_for(client, work, ledger.stage))
@@ -133,6 +137,7 @@ def _settle(result: StageResult, ledger: Ledger, quarantine: Quarantine) -> None
         # A run that had to stop leaves the sealing to the next.
         entries = ledger.seal() if result.done and result.stopped is None else ledger.read()
         result.absent = int(entries.absent[entries.done].sum())
+        result.empty = int(entries.empty[entries.done].sum())
         result.failed = list(quarantine.failures(limit=FAILURES_LISTED))
         if result.complete and not entries.done.all():
             result.stopped = "blocks that were done are not in the ledger"
@@ -200,6 +205,7 @@ class _StageRun:
     def _done(self, index: int, done: Done) -> None:
         self._result.done += 1
         self._result.voxels += done.voxels
+        self._result.empty += done.empty
         self._attempts.pop(index, None)
         if index in self._result.in_quarantine:
             self._result.in_quarantine.discard(index)

@@ -88,6 +88,27 @@ class SegmentConfig(Config):
         description="Watershed: depth inside objects up to which necks are found, in finest voxel edges; "
         "the default is 32, and 64 in planes",
     )
+    mask: str | None = Field(
+        None,
+        description="Volume over the image, as fine or coarser: where it is 0, nothing is computed and the "
+        "result is background",
+    )
+    mask_level: Count = Field(0, description="Pyramid level of --mask; 0 is its finest")
+    skip_below: float | None = Field(
+        None,
+        allow_inf_nan=False,
+        description="Compute nothing, and write background, where a coarse level of the image is nowhere "
+        "near above this intensity",
+    )
+    skip_level: int | None = Field(
+        None,
+        ge=0,
+        description="Pyramid level that --skip-below looks at; the default is the coarsest whose voxels are "
+        "at most 8 of those segmented",
+    )
+    skip_margin: Count = Field(
+        1, description="Voxels of that level around those above --skip-below that are kept, too"
+    )
     tile: str | None = Field(
         None, description="Output box of one forward pass, z,y,x; multiples of the stride"
     )

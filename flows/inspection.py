@@ -45,11 +45,18 @@ def status(output: str) -> dict[str, Any]:
             "done": int(entries.done.sum()),
             "failed": len(failed),
             "absent_chunks": int(entries.absent.sum()),
+            "empty_blocks": int(entries.empty.sum()),
         }
         failures += [asdict(f) for f in quarantine.failures(limit=FAILURES_LISTED) if f.index in failed]
     if run.record.kind == training.KIND:
         done = max(training.Checkpoints(run.store).steps(), default=0)
-        stages["train"] = {"total": _steps(run), "done": done, "failed": 0, "absent_chunks": 0}
+        stages["train"] = {
+            "total": _steps(run),
+            "done": done,
+            "failed": 0,
+            "absent_chunks": 0,
+            "empty_blocks": 0,
+        }
     # A run says that it is held until it ends; one that was killed cannot take it back.
     held = owner is not None and not owner.released and not owner.process_is_gone
     return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
@@ -15,6 +16,7 @@ from flows.outcome import owned, require_failures
 from flows.parsing import parse_box, parse_integers, parse_shape
 from unet_core.errors import InputError
 from unet_core.instances import InstanceRequest
+from unet_core.keeping import KeepRequest
 from unet_core.ledger import clear, read_record
 from unet_core.segmentation import Planned, SegmentRequest, plan_segmentation, prepare_final
 from unet_core.volumes import Store
@@ -26,6 +28,8 @@ _OF_INSTANCES = (
     *("foreground", "threshold", "connectivity", "connect", "fill_holes", "min_size"),
     *("persistence", "prominence", "radius"),
 )
+# Options that say more of another one.
+_PARTS = {"mask_level": "mask", "skip_level": "skip_below", "skip_margin": "skip_below"}
 
 
 def plan(config: SegmentConfig, *, device: str | None = None) -> Planned:
@@ -40,6 +44,7 @@ def plan(config: SegmentConfig, *, device: str | None = None) -> Planned:
         timepoint=config.timepoint,
         probabilities=config.probabilities,
         instances=_instances(config),
+        keep=_keep(config),
         tile=parse_shape("--tile", config.tile),
         block=parse_shape("--block", config.block),
         dtype=config.dtype,
@@ -56,15 +61,38 @@ def plan(config: SegmentConfig, *, device: str | None = None) -> Planned:
     return planned
 
 
+def _given(config: SegmentConfig, names: Iterable[str]) -> list[str]:
+    """Those of the options that are not at their defaults."""
+    return [n for n in names if getattr(config, n) != SegmentConfig.model_fields[n].default]
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _keep(config: SegmentConfig) -> KeepRequest | None:
+    for name in _given(config, _PARTS):
+        if getattr(config, _PARTS[name]) is None:
+            raise InputError(f"{_option(name)} says nothing without {_option(_PARTS[name])}")
+    if config.mask is None and config.skip_below is None:
+        return None
+    return KeepRequest(
+        mask=config.mask,
+        mask_level=config.mask_level,
+        below=config.skip_below,
+        level=config.skip_level,
+        margin=config.skip_margin,
+    )
+
+
 def _instances(config: SegmentConfig) -> InstanceRequest | None:
     if config.instances is None:
-        defaults = SegmentConfig.model_fields
-        given = [name for name in _OF_INSTANCES if getattr(config, name) != defaults[name].default]
+        given = _given(config, _OF_INSTANCES)
         if given:
             raise InputError(
                 "these options say how instances are made, and none are asked for",
                 expected="--instances components or watershed beside them",
-                found=", ".join(f"--{name.replace('_', '-')}" for name in given),
+                found=", ".join(map(_option, given)),
             )
         return None
     chosen = config.foreground

@@ -16,6 +16,7 @@ from unet_core.evaluation import CRITERIA, InstanceScores
 from unet_core.geometry import Box, Shape
 from unet_core.inference import measure_speed
 from unet_core.instances import InstancePlan, basins_at_most, disk_bytes, merge_bytes, scratch_bytes
+from unet_core.keeping import estimate
 from unet_core.segmentation import Planned
 from unet_core.volumes import Store
 
@@ -29,6 +30,8 @@ def plan_document(planned: Planned, *, workers: int) -> dict[str, Any]:
     dtype = "float32" if plan.dtype == "auto" else plan.dtype
     here = plan.device == device_kind()  # a run on GPUs may be planned where there is none
     speed = measure_speed(planned.model.network(), device=plan.device, dtype=dtype) if here else None
+    keep = _keep_document(planned)
+    computed = planned.macs * (1.0 if keep is None else keep["share_of_tiles"])
     return {
         "command": "segment --plan",
         "resumes": planned.resumed,
@@ -63,9 +66,26 @@ def plan_document(planned: Planned, *, workers: int) -> dict[str, Any]:
         "memory_of_one_forward_pass": planned.memory.forward,
         "workers": workers,
         "instances": None if plan.instances is None else _instances_document(planned, plan.instances),
+        "keep": keep,
         "macs": planned.macs,
         "useful_share_of_arithmetic": round(planned.useful, 4),
-        "seconds_predicted": None if speed is None else round(planned.macs / speed, 1),
+        "seconds_predicted": None if speed is None else round(computed / speed, 1),
+    }
+
+
+def _keep_document(planned: Planned) -> dict[str, Any] | None:
+    """What a mask or a threshold keeps, and how much that is: found from some of the blocks."""
+    if planned.keeper is None:
+        return None
+    share = estimate(planned.keeper, planned.plan.tiling)
+    return {
+        **planned.keeper.plan.to_dict(),
+        "text": str(planned.keeper.plan),
+        "share_of_voxels": round(share.voxels, 4),
+        "share_of_tiles": round(share.tiles, 4),
+        "share_of_blocks": round(share.blocks, 4),
+        "blocks_looked_at": share.looked_at,
+        "estimate": not share.exact,
     }
 
 
@@ -122,11 +142,25 @@ def print_plan(document: dict[str, Any]) -> None:
             f" {_bytes(document['memory_of_one_forward_pass'])} of it for one forward pass",
         ),
     ]
+    if (keep := document["keep"]) is not None:
+        rows += _keep_rows(keep, block["count"])
     if (instances := document["instances"]) is not None:
         rows += _instance_rows(instances)
     if (seconds := document["seconds_predicted"]) is not None:
         rows.append(("time", f"about {duration(seconds)} of arithmetic on this machine's cores"))
     _print_rows("plan", rows)
+
+
+def _keep_rows(keep: dict[str, Any], blocks: int) -> list[tuple[str, str]]:
+    how = f"an estimate from {keep['blocks_looked_at']} of {blocks:,} blocks" if keep["estimate"] else "exact"
+    return [
+        ("keeps", keep["text"]),
+        (
+            "",
+            f"{keep['share_of_voxels']:.1%} of the voxels; computes {keep['share_of_tiles']:.1%} of the"
+            f" tiles, in {keep['share_of_blocks']:.1%} of the blocks ({how}); the rest is background, unread",
+        ),
+    ]
 
 
 def _instance_rows(document: dict[str, Any]) -> list[tuple[str, str]]:
@@ -194,6 +228,12 @@ def print_run(document: dict[str, Any]) -> None:
         )
     console = Console()
     console.print(table)
+    for stage, s in document["stages"].items():
+        if empty := s["empty_blocks"]:
+            console.print(
+                f"{stage}: {empty:,} of {s['total']:,} blocks ({empty / s['total']:.1%}) hold nothing to"
+                " compute: neither read nor computed"
+            )
     if absent := sum(s["absent_chunks"] for s in document["stages"].values()):
         console.print(f"{absent:,} input chunks are absent and were read as the fill value")
     console.print(

@@ -190,6 +190,8 @@ def _stage(run: Run, stage: Stage, work: Work, client: Client | None, only_faile
         result.total,
         result.seconds,
     )
+    if result.empty:
+        logger.info("%s: %d of %d blocks hold nothing to compute", result.stage, result.empty, result.total)
     if result.absent:
         logger.warning("%s: %d input chunks are absent: read as fill value", result.stage, result.absent)
     if not result.complete:
@@ -199,7 +201,9 @@ def _stage(run: Run, stage: Stage, work: Work, client: Client | None, only_faile
 
 def _note(result: StageResult) -> str:
     speed = f"{result.voxels / result.seconds / 1e6:.2f} Mvoxel/s" if result.seconds > 0 else ""
-    return f"{speed}, {result.quarantined} FAILED" if result.quarantined else speed
+    empty = f", {result.empty} empty" if result.empty else ""
+    failed = f", {result.quarantined} FAILED" if result.quarantined else ""
+    return f"{speed}{empty}{failed}"
 
 
 def _client() -> Client | None:

@@ -9,7 +9,7 @@ Axis order is always z, y, x (y, x in two dimensions). All boxes are half-open.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import prod
@@ -140,6 +140,13 @@ class Box:
             tuple(a * f for a, f in zip(self.lower, factors)),
             tuple(b * f for b, f in zip(self.upper, factors)),
         )
+
+
+def hull(boxes: Iterable[Box]) -> Box:
+    """The smallest box that holds them all; there must be one."""
+    corners = [(box.lower, box.upper) for box in boxes]
+    lower = tuple(map(min, zip(*(a for a, _ in corners))))
+    return Box(lower, tuple(map(max, zip(*(b for _, b in corners)))))
 
 
 @dataclass(frozen=True)

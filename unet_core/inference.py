@@ -7,7 +7,7 @@ tile goes through the same kernel at the same shape, with batch 1, and only its 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from unet_core.devices import DTYPES, exact_arithmetic, fast_dtype
 from unet_core.errors import DataError, UnfitWorkerError
-from unet_core.geometry import Box
+from unet_core.geometry import Box, hull
 from unet_core.model import UNet, channels_last
 from unet_core.normalisation import Scale, require_finite
 from unet_core.prepared import prepare
@@ -135,6 +135,16 @@ class BlockResult:
     probabilities: NDArray[np.uint8] | None
 
 
+@dataclass(frozen=True)
+class BlockInput:
+    """What one block is computed of: raw intensities (channel, z, y, x) of `read`, which its tiles need."""
+
+    index: int
+    tiles: tuple[Tile, ...]
+    read: Box
+    data: NDArray[Any]
+
+
 def predict_block(
     volume: Volume, tiling: Tiling, index: int, predictor: Predictor, *, probabilities: bool = False
 ) -> BlockResult:
@@ -145,23 +155,33 @@ def predict_block(
     DataError
         NaN or infinite intensities in what the block reads, with their place.
     """
-    data = read_block(volume, tiling, index)
-    return compute_block(data, tiling, index, predictor, probabilities=probabilities)
+    return compute_block(read_block(volume, tiling, index), tiling, predictor, probabilities=probabilities)
 
 
-def read_block(volume: Volume, tiling: Tiling, index: int) -> NDArray[Any]:
-    """(channel, z, y, x) raw intensities of `tiling.block_read_box(index)`; raises as `predict_block`."""
-    read = tiling.block_read_box(index)
+def read_block(
+    volume: Volume, tiling: Tiling, index: int, *, tiles: Sequence[Tile] | None = None
+) -> BlockInput:
+    """Read what `compute_block` needs; raises as `predict_block`.
+
+    Parameters
+    ----------
+    tiles
+        Those of the block to compute, the rest being 0; None: all. No more is read than they need.
+    """
+    tiles = tuple(tiling.tiles(index)) if tiles is None else tuple(tiles)
+    if not tiles:
+        return BlockInput(index, (), Box((0, 0, 0), (0, 0, 0)), np.empty((0, 0, 0, 0), volume.dtype))
+    read = hull(tile.read for tile in tiles)
     data = volume.read(read)
     require_finite(data, read, volume, error=DataError)
-    return data
+    return BlockInput(index, tiles, read, data)
 
 
 def compute_block(
-    data: NDArray[Any], tiling: Tiling, index: int, predictor: Predictor, *, probabilities: bool = False
+    source: BlockInput, tiling: Tiling, predictor: Predictor, *, probabilities: bool = False
 ) -> BlockResult:
-    """`predict_block` of what `read_block` gave."""
-    box, read = tiling.block_box(index), tiling.block_read_box(index)
+    """`predict_block` of what was read."""
+    box = tiling.block_box(source.index)
     classes = np.zeros(box.shape, np.uint8)
     chances = np.zeros((predictor.spec.classes, *box.shape), np.uint8) if probabilities else None
 
@@ -175,9 +195,9 @@ def compute_block(
             chances[(slice(None), *target)] = likely[(slice(None), *kept)]
 
     last: tuple[Tile, Started] | None = None
-    for tile in tiling.tiles(index):
-        source = tile.read.relative_to(read.lower).slices
-        started = predictor.start(data[(slice(None), *source)], tile, probabilities=probabilities)
+    for tile in source.tiles:
+        part = tile.read.relative_to(source.read.lower).slices
+        started = predictor.start(source.data[(slice(None), *part)], tile, probabilities=probabilities)
         if last is not None:
             settle(*last)
         last = tile, started

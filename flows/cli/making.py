@@ -90,6 +90,7 @@ def segment(
 
     config = validate(SegmentConfig, parameters)
     require_there("no such volume", config.volume)
+    require_there("no such mask", config.mask)
     require_there("no such model", config.model, fix="train one: unet-flows train --help")
     cluster = read_cluster(config.cluster, workers=config.workers)
     from flows.outcome import told

@@ -14,13 +14,14 @@ from unet_core.errors import InputError
 from unet_core.geometry import Box
 from unet_core.instances import holes, kinds, merging, plan
 from unet_core.instances.blocking import complement
-from unet_core.instances.components import describe, label, renumber
+from unet_core.instances.components import describe, extent_of, label, renumber
 from unet_core.instances.evidence import InStore
 from unet_core.instances.faces import Faces, all_contacts, faces_of
 from unet_core.instances.foreground import by_class, by_threshold
 from unet_core.instances.plan import InstancePlan
 from unet_core.instances.watershed import inputs, stages
 from unet_core.instances.watershed.settings import WatershedPlan
+from unet_core.keeping import LEFT_OUT
 from unet_core.ledger import Done, Ledger, digest_of_objects, quick_digest, require_epoch
 from unet_core.table import TablePlan, write_sums, write_tables
 from unet_core.volumes import Store, Volume, open_for_reading, open_for_writing, read_box, write_box
@@ -121,8 +122,12 @@ class InstanceWorker:
         target = self._array(plan.FINAL)
         final = renumber(local, kinds.table_of(evidence, index).astype(target.dtype))
         write_box(target, box, final)
-        # Measured while the ids are at hand: later all would be read once more.
-        sums = self._table.measure(final, box, image=self._image.read(box), classes=classes)
+        # Measured while the ids are at hand: later all would be read once more. Of the image only what holds
+        # objects: whatever a mask leaves out may be damaged, or have cost much to bring.
+        part = extent_of(final)
+        at = part.slices
+        image = self._image.read(part.shift(box.lower))
+        sums = self._table.measure(final[at], part.shift(box.lower), image=image, classes=classes[at])
         evidence.digests.update(write_sums(self._store, index, sums))
         return final
 
@@ -161,14 +166,27 @@ class InstanceWorker:
         values = self._unfilled(index)
         if not self._plan.fill_holes:
             return values
-        return holes.fill(values, evidence, index, self._around, planar=self._plan.planar)
+        filled = holes.fill(values, evidence, index, self._around, planar=self._plan.planar)
+        filled[filled == LEFT_OUT] = 0
+        return filled
 
     def _unfilled(self, index: int) -> NDArray[Any]:
-        """1 + class of the foreground, 0 elsewhere, before holes are filled."""
+        """1 + class of the foreground, 0 elsewhere, before holes are filled.
+
+        With holes to fill, what a mask leaves out is a value of its own: it is no hole, nor is what touches
+        it enclosed by one class, as at the face of the volume.
+        """
         box, own = self._blocking.box(index), self._plan
         if own.threshold is None:
-            return by_class(self._read(plan.CLASSES, box)[0], own.foreground)
-        return by_threshold(self._read(plan.PROBABILITIES, box), own.foreground, own.threshold)
+            classes = self._read(plan.CLASSES, box)[0]
+            values = by_class(classes, own.foreground)
+        else:
+            values = by_threshold(self._read(plan.PROBABILITIES, box), own.foreground, own.threshold)
+            if own.fill_holes:
+                classes = self._read(plan.CLASSES, box)[0]
+        if own.fill_holes:
+            values[classes == LEFT_OUT] = LEFT_OUT
+        return values
 
     def _faces(self, index: int, labels: NDArray[Any], values: NDArray[Any]) -> Faces:
         return faces_of({"labels": labels, "values": values}, self._blocking.inner_sides(index))

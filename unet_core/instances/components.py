@@ -45,6 +45,33 @@ def _label(values: NDArray[np.uint8], neighbours: int) -> tuple[NDArray[np.uint3
     return labels, int(count)
 
 
+def extent_of(labels: NDArray[Any]) -> Box:
+    """The smallest box of (z, y, x) labels that holds all objects; an empty one at the origin for none."""
+    lower, upper = np.array(labels.shape, np.int64), np.zeros(3, np.int64)
+    find_extent(labels, lower, upper)
+    if not upper.any():
+        return Box((0, 0, 0), (0, 0, 0))
+    return Box(tuple(map(int, lower)), tuple(map(int, upper)))
+
+
+@compiled
+def find_extent(labels: NDArray[Any], lower: NDArray[np.int64], upper: NDArray[np.int64]) -> None:
+    depth, height, width = labels.shape
+    for z in range(depth):
+        for y in range(height):
+            first = 0
+            while first < width and labels[z, y, first] == 0:
+                first += 1
+            if first == width:
+                continue
+            last = width - 1
+            while labels[z, y, last] == 0:
+                last -= 1
+            lower[0], upper[0] = min(lower[0], z), max(upper[0], z + 1)
+            lower[1], upper[1] = min(lower[1], y), max(upper[1], y + 1)
+            lower[2], upper[2] = min(lower[2], first), max(upper[2], last + 1)
+
+
 def describe(
     labels: NDArray[np.uint32], values: NDArray[np.uint8], count: int, *, box: Box, volume: Shape
 ) -> dict[str, NDArray[Any]]:

@@ -25,7 +25,7 @@ ENCLOSE, HOLE_SEAMS, FILL = "enclose", "hole-seams", "fill"
 TABLE = "table"
 LABEL, SEAMS, MERGE, RELABEL = "label", "seams", "merge", "relabel"
 _BLOCK = 2**24  # voxels that a block is made of where a shard has fewer
-_MOST_CLASSES = 255
+_MOST_CLASSES = 254  # 1 + class is kept in a byte, below `LEFT_OUT`
 # Classes that are objects, by what the network was trained for; else all but the first.
 _INSIDE = {"boundary": (0,), "interior-boundary": (1,)}
 # And classes that lie between them: a watershed grows over these.

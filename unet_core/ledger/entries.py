@@ -37,15 +37,21 @@ _ENTRY = re.compile(r"(?P<epoch>\d{8})/\d{6}/(?P<index>\d+)-(?P<digest>[0-9a-f]{
 _GROUP = 4096  # entries in one folder: parallel file systems dislike large ones
 _SEAL = np.dtype([("done", "?"), ("absent", "<u4"), ("digest", "<u8")])
 _CHECK = 16  # bytes of checksum before a seal's array
+# Stands for `absent` where a block was left out: it read no chunk, so none can have been absent.
+_EMPTY = 2**32 - 1
 
 
 @dataclass(frozen=True)
 class Entries:
-    """One element per block: `done`; `digest` of its data; `absent` input chunks it read as fill value."""
+    """One element per block: `done`; `digest` of its data; `absent` input chunks it read as fill value.
+
+    `empty`: nothing of it was to be computed.
+    """
 
     done: NDArray[np.bool_]
     digest: NDArray[np.uint64]
     absent: NDArray[np.uint32]
+    empty: NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -81,11 +87,13 @@ class Ledger:
             older = seal["done"] & ~done
             digest[older], absent[older] = seal["digest"][older], seal["absent"][older]
             done |= older
-        return Entries(done, digest, absent)
+        empty = done & (absent == _EMPTY)
+        return Entries(done, digest, np.where(empty, np.uint32(0), absent), empty)
 
-    def commit(self, index: int, digest: str, *, absent: int = 0) -> None:
+    def commit(self, index: int, digest: str, *, absent: int = 0, empty: bool = False) -> None:
         """Record a block as done. Call it last: after its data is in the store."""
         require_epoch(self.store, self.epoch)
+        absent = _EMPTY if empty else absent
         suffix = f"-{absent}" if absent else ""
         self.store.write(f"{self._folder(self.epoch)}/{index // _GROUP:06d}/{index}-{digest}{suffix}", b"")
 
@@ -96,6 +104,7 @@ class Ledger:
         array = np.zeros(self.count, _SEAL)
         for name in ("done", "absent", "digest"):
             array[name] = getattr(entries, name)
+        array["absent"][entries.empty] = _EMPTY
         buffer = BytesIO()
         np.save(buffer, array, allow_pickle=False)
         require_epoch(self.store, self.epoch)

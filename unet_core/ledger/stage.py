@@ -50,7 +50,11 @@ class Stage:
 
 @dataclass(frozen=True)
 class Done:
-    """What a block's function returns: voxels written, and input chunks that were absent (fill value)."""
+    """What a block's function returns: voxels written, and input chunks that were absent (fill value).
+
+    `empty`: nothing of it was to be computed, so nothing was read.
+    """
 
     voxels: int
     absent: int = 0
+    empty: bool = False

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from unet_core import budget, inference, pyramid
 from unet_core.checkpoint import load_model
 from unet_core.errors import DataError, InputError
 from unet_core.geometry import Box, Shape
 from unet_core.instances import begin_instances, create_final, only_level
+from unet_core.keeping import LEFT_OUT, Keeper, leave_out, tiles_kept
 from unet_core.ledger import Done, Ledger, RunRecord, begin, digest_of, require_epoch
 from unet_core.model import UNet
 from unet_core.normalisation import Scale, measure
+from unet_core.pipelined import pipelined
 from unet_core.probe import probe
 from unet_core.pyramid import PyramidPlan
 from unet_core.segmentation.plan import KIND, PREDICT, Planned, SegmentPlan, identity_of
@@ -88,7 +91,7 @@ def start(planned: Planned, resolved: SegmentPlan) -> None:
     plan = resolved
     request, volume = planned.request, planned.volume
     tiling, output = plan.tiling, Store(request.to)
-    identity = identity_of(request, volume, planned.model, tiling.roi, plan)
+    identity = identity_of(request, volume, planned.model, tiling.roi, plan, planned.keeper)
     begin(output, planned.record or RunRecord(KIND, identity, plan.to_dict()))
     name = output.url.rsplit("/", 1)[-1].removesuffix(".zarr")
     common: dict[str, Any] = {
@@ -158,6 +161,7 @@ class BlockWorker:
         self._epoch = epoch
         self._output = Store(url)
         self._volume = _open_volume(plan)
+        self._keeper = None if plan.keep is None else Keeper.open(plan.keep, self._volume)
         self._predictor = inference.Predictor(
             model.network(), scale=plan.scale, device=plan.device, dtype=plan.dtype
         )
@@ -170,19 +174,49 @@ class BlockWorker:
 
     def predict(self, index: int) -> Done:
         """Compute and write one block, then record it. Doing it twice is harmless."""
+        return self._put(index, self._compute(self._fetch(index)))
+
+    def stream(self, indices: Iterable[int]) -> Iterator[tuple[int, Done | Exception]]:
+        """`predict` of many blocks: one is read and another written while a third is computed."""
+        return pipelined(indices, fetch=self._fetch, work=self._compute, put=self._put)
+
+    def _fetch(self, index: int) -> _Fetched:
         plan = self._plan
-        result = inference.predict_block(
-            self._volume, plan.tiling, index, self._predictor, probabilities=plan.probabilities
+        kept = None if self._keeper is None else self._keeper.of(plan.tiling.block_box(index))
+        tiles = None if kept is None else tiles_kept(plan.tiling, index, kept)
+        source = inference.read_block(self._volume, plan.tiling, index, tiles=tiles)
+        absent = _owned(self._volume.take_absent(), plan.tiling.block_box(index), plan.tiling.roi)
+        return _Fetched(source, kept, absent)
+
+    def _compute(self, fetched: _Fetched) -> tuple[inference.BlockResult, Done]:
+        plan, kept = self._plan, fetched.kept
+        result = inference.compute_block(
+            fetched.source, plan.tiling, self._predictor, probabilities=plan.probabilities
         )
-        absent = _owned(self._volume.take_absent(), result.box, plan.tiling.roi)
+        if kept is not None:
+            value = 0 if plan.instances is None else LEFT_OUT
+            leave_out(kept, result.classes, result.probabilities, value=value)
+        return result, Done(result.box.size, fetched.absent, empty=not fetched.source.tiles)
+
+    def _put(self, index: int, computed: tuple[inference.BlockResult, Done]) -> Done:
+        result, done = computed
         require_epoch(self._output, self._epoch)
         write_box(self._labels, result.box, result.classes)
         written = [result.classes]
         if self._probabilities is not None and result.probabilities is not None:
             write_box(self._probabilities, result.box, result.probabilities)
             written.append(result.probabilities)
-        self._ledger.commit(index, digest_of(*written), absent=absent)
-        return Done(result.box.size, absent)
+        self._ledger.commit(index, digest_of(*written), absent=done.absent, empty=done.empty)
+        return done
+
+
+@dataclass(frozen=True)
+class _Fetched:
+    """A block's input; which of its voxels are kept (None: all); how many of its own chunks were absent."""
+
+    source: inference.BlockInput
+    kept: NDArray[np.bool_] | None
+    absent: int
 
 
 def pyramid_block(url: str, plan: PyramidPlan, level: int, index: int, *, epoch: int) -> Done:

@@ -21,12 +21,19 @@ from unet_core.instances import (
 )
 from unet_core.instances import disk_bytes as instance_disk
 from unet_core.instances import require_memory as require_instance_memory
+from unet_core.keeping import Keeper, KeepPlan, KeepRequest, plan_keep
 from unet_core.ledger import RunRecord, Stage, begun, require_apart, require_complete, require_replaceable
 from unet_core.metadata import pyramid_levels
 from unet_core.normalisation import Scale
 from unet_core.probe import Probe
 from unet_core.pyramid import PyramidPlan
-from unet_core.segmentation.refusals import probe_finite, require_fit, require_same_kind
+from unet_core.segmentation.refusals import (
+    KEEP,
+    probe_finite,
+    require_fit,
+    require_same_keep,
+    require_same_kind,
+)
 from unet_core.tiling import Footprint, Tiling, chunk_and_shard
 from unet_core.volumes import Store, Volume
 
@@ -50,6 +57,7 @@ class SegmentRequest:
     timepoint: int = 0
     probabilities: bool = False
     instances: InstanceRequest | None = None
+    keep: KeepRequest | None = None
     tile: Shape | None = None
     block: Shape | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -77,6 +85,7 @@ class SegmentPlan:
     scale: Scale | None = None
     probe: Probe | None = None
     instances: InstancePlan | None = None
+    keep: KeepPlan | None = None
 
     def to_dict(self) -> dict[str, Any]:
         document = asdict(self)
@@ -84,6 +93,8 @@ class SegmentPlan:
             del document["instances"]  # as it was before there were any
         else:
             document["instances"] = self.instances.to_dict()
+        if self.keep is None:
+            del document["keep"]
         document["tiling"] = {**asdict(self.tiling), "roi": str(self.tiling.roi)}
         document["pyramid"] = self.pyramid.to_dict()
         document["scale"] = None if self.scale is None else self.scale.to_dict()
@@ -108,6 +119,7 @@ class SegmentPlan:
                 "scale": None if data["scale"] is None else Scale.from_dict(data["scale"]),
                 "probe": None if data["probe"] is None else Probe.from_dict(data["probe"]),
                 "instances": InstancePlan.from_dict(data["instances"]) if "instances" in data else None,
+                "keep": KeepPlan.from_dict(data["keep"]) if "keep" in data else None,
             }
         )
 
@@ -144,6 +156,7 @@ class Planned:
     memory: budget.WorkerMemory
     disk: int
     macs: int
+    keeper: Keeper | None = field(repr=False)
     instance_memory: int = 0
     record: RunRecord | None
 
@@ -198,7 +211,11 @@ def plan_segmentation(
     )
     require_fit(model, volume)
     output = Store(request.to)
-    require_apart(output, (source, Store(request.model)))
+    masks = [] if request.keep is None or request.keep.mask is None else [Store(request.keep.mask)]
+    if not request.partial:
+        for mask in masks:
+            require_complete(mask)
+    require_apart(output, (source, Store(request.model), *masks))
     roi = (request.roi or volume.box).in_volume(volume.shape)
     if len(roi.lower) != len(volume.shape):
         raise InputError(
@@ -208,14 +225,19 @@ def plan_segmentation(
         )
     if request.instances is not None and request.instances.needs_probabilities:
         request = replace(request, probabilities=True)
+    keeper = None
+    if request.keep is not None:
+        keeper = Keeper.open(plan_keep(request.keep, volume, request.level), volume)
     if request.restart:
         require_replaceable(output, KIND)
         record = None
     else:
         record = begun(output, KIND, identity_of(request, volume, model, roi))
         require_same_kind(request.instances, record, output)
+        require_same_keep(keeper, record, output)
     if record is None:
         plan = _new_plan(request, volume, model, roi, device or device_kind())
+        plan = replace(plan, keep=None if keeper is None else keeper.plan)
     else:
         plan = SegmentPlan.from_dict(record.plan)
     if request.block is not None and request.block != plan.tiling.block:
@@ -225,18 +247,23 @@ def plan_segmentation(
             expected=f"--block {_text(plan.tiling.block)}, or none",
             found=_text(request.block),
         )
+    memory_needed = budget.worker_memory(
+        spec,
+        plan.tiling,
+        dtype=plan.dtype,
+        input_item=volume.dtype.itemsize,
+        probabilities=plan.probabilities,
+    )
+    if keeper is not None:
+        beside = keeper.bytes_for(plan.tiling.block)
+        memory_needed = replace(memory_needed, input=memory_needed.input + beside)
     planned = Planned(
         request=request,
         plan=plan,
         volume=volume,
         model=model,
-        memory=budget.worker_memory(
-            spec,
-            plan.tiling,
-            dtype=plan.dtype,
-            input_item=volume.dtype.itemsize,
-            probabilities=plan.probabilities,
-        ),
+        keeper=keeper,
+        memory=memory_needed,
         disk=budget.disk_bytes(plan.tiling, classes=spec.classes, probabilities=plan.probabilities)
         + (0 if plan.instances is None else instance_disk(plan.instances)),
         macs=plan.tiling.tile_count * spec.padded().macs(plan.tiling.read_shape[3 - spec.ndim :]),
@@ -324,9 +351,17 @@ def _instances_of(
 
 
 def identity_of(
-    request: SegmentRequest, volume: Volume, model: StoredModel, roi: Box, plan: SegmentPlan | None = None
+    request: SegmentRequest,
+    volume: Volume,
+    model: StoredModel,
+    roi: Box,
+    plan: SegmentPlan | None = None,
+    keeper: Keeper | None = None,
 ) -> dict[str, Any]:
-    """What decides the results. With a plan, its choices stand in for what the request left open."""
+    """What decides the results. With a plan, its choices stand in for what the request left open.
+
+    Without a `keeper` it says nothing of what is kept, which `require_same_keep` compares.
+    """
     tile = plan.tiling.tile if plan else request.tile
     instances = plan.instances if plan else _instances_of(request, model, roi, volume, (1, 1, 1))
     return {
@@ -341,6 +376,7 @@ def identity_of(
         "device": plan.device if plan else None,
         "batch": 1,
         **({} if instances is None else {"instances": instances.identity}),
+        **({} if keeper is None else {KEEP: keeper.identity}),
     }
 
 

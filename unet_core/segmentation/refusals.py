@@ -10,9 +10,12 @@ from contextlib import suppress
 from unet_core.checkpoint import StoredModel
 from unet_core.errors import DataError, InputError
 from unet_core.geometry import Box
-from unet_core.ledger import RunRecord
+from unet_core.keeping import Keeper, KeepPlan
+from unet_core.ledger import RunRecord, agree
 from unet_core.normalisation import require_finite
 from unet_core.volumes import Store, Volume
+
+KEEP = "keep"  # in a record's identity and plan, where something is left out
 
 
 def require_same_kind(instances: object, record: RunRecord | None, output: Store) -> None:
@@ -28,6 +31,24 @@ def require_same_kind(instances: object, record: RunRecord | None, output: Store
             found="none",
             fix="give the same parameters to go on with it, choose another --to, or --restart",
         )
+
+
+def require_same_keep(keeper: Keeper | None, record: RunRecord | None, output: Store) -> None:
+    """Refuse to go on with a run that leaves out other voxels than what is asked for."""
+    if record is None:
+        return
+    begun, asked = record.identity.get(KEEP), None if keeper is None else keeper.identity
+    if agree(begun, asked):
+        return
+    was = str(KeepPlan.from_dict(record.plan[KEEP])) if KEEP in record.plan else "no mask and no --skip-below"
+    wanted = "no mask and no --skip-below" if keeper is None else str(keeper.plan)
+    raise InputError(
+        "this output was begun with another mask or --skip-below",
+        where=output.url,
+        expected=was,
+        found=f"the same, but what it holds has changed: {wanted}" if was == wanted else wanted,
+        fix="give the same parameters to go on with it, choose another --to, or --restart",
+    )
 
 
 def require_fit(model: StoredModel, volume: Volume) -> None:
