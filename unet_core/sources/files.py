@@ -7,6 +7,7 @@ from itertools import takewhile
 from pathlib import Path
 
 from unet_core.errors import InputError
+from unet_core.paths import absolute
 from unet_core.sources.stack import natural_order
 
 _KINDS = {
@@ -49,7 +50,7 @@ def files_of(paths: Sequence[str]) -> tuple[str, ...]:
             files.extend(_matches(path.absolute(), text))
     if not files:
         raise InputError("no source was named", expected=readable())
-    return tuple(sorted((str(Path(f).absolute()) for f in files), key=natural_order))
+    return tuple(sorted((str(absolute(f)) for f in files), key=natural_order))
 
 
 def _matches(pattern: Path, text: str) -> Iterator[str]:
