@@ -1,4 +1,4 @@
-"""One place has one name, however it was written: `../x` and the path from the root are one input to a run."""
+"""One place has one name: `../x` and the path from the root are one input to a run."""
 
 from __future__ import annotations
 
