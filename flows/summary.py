@@ -195,6 +195,8 @@ def print_run(document: dict[str, Any]) -> None:
     console.print(table)
     if absent := sum(s["absent_chunks"] for s in document["stages"].values()):
         console.print(f"{absent:,} input chunks are absent and were read as the fill value")
+    for note in document.get("notes", ()):
+        console.print(f"note: {note}", soft_wrap=True, highlight=False, markup=False)
     console.print(
         f"{document['output']}  in {duration(document['seconds'])}", soft_wrap=True, highlight=False
     )

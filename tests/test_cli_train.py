@@ -135,3 +135,16 @@ def test_labels_are_looked_at_once(run, here, monkeypatch):  # noqa: F811
     code, out, err = run("train", *DATA, "--target", "foreground", "--json")
     assert (code, "model" in out) == (0, True), err
     assert len(prepared) == 1
+
+
+def test_labels_below_zero_are_refused_unless_they_are_to_be_ignored(run, here):  # noqa: F811
+    labels = np.random.default_rng(0).integers(-1, 9, (16, 24, 24), np.int16)
+    write_array(here / "marked.zarr", labels)
+    marked = ("--image", "image.zarr", "--labels", "marked.zarr")
+    refused(
+        run("train", *marked, "--to", "model", "--target", "boundary"), "below 0", "ignore = -1", "marked"
+    )
+    assert run("train", "--init", "t.toml", *marked, "--target", "boundary")[0] == 0
+    assert "\nignore = -1\n" in (here / "t.toml").read_text()
+    write_array(here / "classes.zarr", np.zeros((16, 24, 24), np.uint8))
+    refused(run("evaluate", "classes.zarr", "marked.zarr", "--target", "boundary"), "below 0", "--ignore=-1")
