@@ -46,7 +46,8 @@ def mask(labels: Labels, identity: int, *, to: str) -> dict[str, Any]:
 def box(labels: Labels, region: str, *, exact: bool) -> dict[str, Any]:
     """The objects in a box."""
     found = labels.box(Box.parse(region), exact=exact)
-    return _document("box", labels, {"box": region, "exact": exact, **_rows(found)})
+    by = "voxels" if exact else "bounding boxes"
+    return _document("box", labels, {"box": region, "exact": exact, "by": by, **_rows(found)})
 
 
 def crop(labels: Labels, region: str, *, to: str, image: bool) -> dict[str, Any]:

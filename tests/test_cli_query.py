@@ -72,6 +72,8 @@ def test_every_verb_in_the_terminal(query: Run, tmp_path: Path) -> None:
         (("object", 1), "touches_border"),
         (("mask", 1, "--to", tmp_path / "m.tif"), "written"),
         (("box", "0:4,0:6,0:8"), "3 of 3"),
+        (("box", "0:4,0:6,0:8"), "by bounding boxes: some may have no voxel in the box, --exact"),
+        (("box", "0:1,0:6,0:4", "--exact"), "2 of 2; each with a voxel in the box"),
         (("box", "1:2,0:6,0:8"), "none"),
         (("objects", "--limit", 2), "2 of 3"),
         (("crop", "0:2,0:2,0:2", "--no-image", "--to", tmp_path / "c.npz"), "written"),

@@ -91,12 +91,14 @@ def box(
     region: Region,
     exact: Annotated[
         bool,
-        typer.Option("--exact", help="Leave out objects whose bounding boxes alone reach in; reads labels"),
+        typer.Option(
+            "--exact", help="By voxels: leave out objects of which only the bounding box reaches in"
+        ),
     ] = False,
     partial: Partial = False,
     as_json: AsJson = False,
 ) -> None:
-    """Which objects are in a box, as a whole or in part."""
+    """Which objects are in a box, as a whole or in part; by bounding boxes, with --exact by voxels."""
     from flows import query as ask
 
     report(ask.box(_open(context, partial), region, exact=exact), as_json, _rows)

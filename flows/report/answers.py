@@ -9,6 +9,11 @@ from rich.console import Console
 from rich.table import Table
 
 _SHOWN = 1000  # rows
+# What it means that an object is in a box.
+_BY = {
+    "bounding boxes": "; by bounding boxes: some may have no voxel in the box, --exact leaves these out",
+    "voxels": "; each with a voxel in the box",
+}
 
 
 def print_facts(document: dict[str, Any]) -> None:
@@ -35,7 +40,9 @@ def print_rows(document: dict[str, Any]) -> None:
     if rows:
         console.print(table)
     total = document.get("matching", document["count"])
-    console.print(f"{min(len(rows), _SHOWN):,} of {total:,}" if total else "none")
+    said = f"{min(len(rows), _SHOWN):,} of {total:,}" if total else "none"
+    said += _BY.get(document.get("by", ""), "")
+    console.print(said, soft_wrap=True, highlight=False)
 
 
 def _flat(document: dict[str, Any]) -> dict[str, Any]:

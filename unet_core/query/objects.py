@@ -142,14 +142,15 @@ class ObjectTable:
             return int(self._dataset(self._parts["objects"]).count_rows(filter=condition))
 
     def overlapping(self, box: Box) -> pa.Table:
-        """Ids of objects whose bounding boxes meet a box, in order; and whether they are `whole` in it."""
+        """Objects whose bounding boxes meet a box, by id; whether they are `whole` in it, and their boxes."""
         meets, inside = ds.scalar(True), ds.scalar(True)
         parts = self._parts["objects"]
         for axis, low, high in zip("zyx", box.lower, box.upper):
             meets &= (ds.field(f"{axis}0") < high) & (ds.field(f"{axis}1") > low)
             inside &= (ds.field(f"{axis}0") >= low) & (ds.field(f"{axis}1") <= high)
             parts = [p for p in parts if _reaches(p, f"{axis}0", f"{axis}1", low, high)]
-        table = self._scan(meets, {"id": ds.field("id"), "whole": inside}, parts)
+        bounds = {f"{axis}{side}": ds.field(f"{axis}{side}") for side in "01" for axis in "zyx"}
+        table = self._scan(meets, {"id": ds.field("id"), "whole": inside, **bounds}, parts)
         return table.sort_by("id")
 
     def fragments(self, identity: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
