@@ -53,6 +53,7 @@ def test_every_verb_as_json(query: Run, tmp_path: Path) -> None:
     assert ask("info")["objects"] == 3
     assert ask("at", "0,1,2")["object"]["class_name"] == "nucleus"
     assert ask("at", "10,1,-3", "--physical")["id"] == 2
+    assert ask("at", "0.2,1.4,1.5")["voxel"] == [0, 1, 2], "the nearest, and it says which"
     assert ask("at", "1,1,1")["object"] is None
     assert ask("object", 1)["object"]["voxels"] == 8
     assert ask("mask", 3, "--to", tmp_path / "m.npz")["shape"] == [1, 1, 4]
@@ -103,12 +104,14 @@ def test_what_is_refused(query: Run, labels: str, tmp_path: Path) -> None:
     for words, of, facts in (
         (("object", 4), labels, ("no such object", "1 to 3", "4")),
         (("object", 0), labels, ("no such object",)),
-        (("mask", "one", "--to", "m.npz"), labels, ("ID", "integer")),
+        (("mask", "one", "--to", "m.npz"), labels, ("not an id", "ID", "integer", "'one'")),
+        (("object", "-3"), labels, ("no such object", "1 to 3", "-3")),
+        (("neighbours", "1.5"), labels, ("not an id", "'1.5'")),
         (("at", "0,0"), labels, ("one number per axis", "z,y,x")),
         (("at", "0,nine,0"), labels, ("not a place",)),
         (("at", "4,0,0"), labels, ("outside the volume", "0:4,0:6,0:8")),
         (("box", "0:5,0:6,0:8"), labels, ("not inside the volume", "0:4,0:6,0:8")),
-        (("box", "0:2,0:2"), labels, ("not inside the volume",)),
+        (("box", "0:2,0:2"), labels, ("another number of axes", "z0:z1,y0:y1,x0:x1")),
         (("box", "2:2,0:6,0:8"), labels, ("empty",)),
         (("crop", "0:1,0:1,0:9", "--to", "c.npz"), labels, ("not inside the volume",)),
         (("crop", "0:1,0:1,0:1", "--to", "c.png"), labels, ("not known", ".zarr")),

@@ -383,12 +383,12 @@ class TestRefuses:
         data[len(data) // 3] ^= 0xFF
         path.write_bytes(data)
         opened = Labels.open(str(copy))
-        with pytest.raises(DataError, match="damaged or gone"):
-            opened.objects()
-        with pytest.raises(DataError, match="damaged or gone"):
-            opened.object(1)
+        for ask in (opened.objects, lambda: opened.object(1)):
+            with pytest.raises(InputError, match="damaged or gone") as refused:
+                ask()
+            assert refused.value.where == str(path)
         shutil.rmtree(copy / "tables/lookup")
-        with pytest.raises(DataError, match="damaged or gone"):
+        with pytest.raises(InputError, match="damaged or gone"):
             Labels.open(str(copy)).object(1)
 
     def test_an_image_that_is_gone(self, url: str, copy: Path) -> None:

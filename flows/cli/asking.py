@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 verbs = typer.Typer(rich_markup_mode=None)
 app.add_typer(verbs, name="query")
 
-Identity = Annotated[int, typer.Argument(metavar="ID", help="An object's id", show_default=False)]
+# Text, so that what is no id is refused as everything else is, -3 too.
+Identity = Annotated[str, typer.Argument(metavar="ID", help="An object's id", show_default=False)]
+_NEGATIVE = {"ignore_unknown_options": True}  # a number below 0 looks like an option
 Region = Annotated[
     str, typer.Argument(metavar="BOX", help="z0:z1,y0:y1,x0:x1 in voxels, half-open", show_default=False)
 ]
@@ -45,7 +47,7 @@ def info(context: typer.Context, partial: Partial = False, as_json: AsJson = Fal
     report(ask.info(_open(context, partial)), as_json, _facts)
 
 
-@verbs.command(context_settings={"ignore_unknown_options": True})  # a place below 0 looks like one
+@verbs.command(context_settings=_NEGATIVE)
 def at(
     context: typer.Context,
     position: Annotated[str, typer.Argument(metavar="Z,Y,X", help="A place", show_default=False)],
@@ -61,17 +63,17 @@ def at(
     report(ask.at(_open(context, partial), position, physical=physical), as_json, _facts)
 
 
-@verbs.command("object")
+@verbs.command("object", context_settings=_NEGATIVE)
 def object_(
     context: typer.Context, identity: Identity, partial: Partial = False, as_json: AsJson = False
 ) -> None:
     """The measurements of one object."""
     from flows import query as ask
 
-    report(ask.one(_open(context, partial), identity), as_json, _facts)
+    report(ask.one(_open(context, partial), ask.identity(identity)), as_json, _facts)
 
 
-@verbs.command()
+@verbs.command(context_settings=_NEGATIVE)
 def mask(
     context: typer.Context,
     identity: Identity,
@@ -82,7 +84,7 @@ def mask(
     """Write which voxels are an object's, cropped to its box."""
     from flows import query as ask
 
-    report(ask.mask(_open(context, partial), identity, to=to), as_json, _facts)
+    report(ask.mask(_open(context, partial), ask.identity(identity), to=to), as_json, _facts)
 
 
 @verbs.command()
@@ -160,14 +162,14 @@ def crop(
     report(ask.crop(_open(context, partial), region, to=to, image=not no_image), as_json, _facts)
 
 
-@verbs.command()
+@verbs.command(context_settings=_NEGATIVE)
 def neighbours(
     context: typer.Context, identity: Identity, partial: Partial = False, as_json: AsJson = False
 ) -> None:
     """Which objects touch one, and over what area."""
     from flows import query as ask
 
-    report(ask.neighbours(_open(context, partial), identity), as_json, _rows)
+    report(ask.neighbours(_open(context, partial), ask.identity(identity)), as_json, _rows)
 
 
 def _open(context: typer.Context, partial: bool) -> Labels:

@@ -69,7 +69,11 @@ class Labels:
                 "no labels of unet-flows are here",
                 where=store.url,
                 expected="an output of unet-flows segment",
-                found=f"an output of {record.kind}" if record else "no run" if store.exists() else "nothing",
+                found=f"an output of {record.kind}"
+                if record
+                else "something without a run of unet-flows"
+                if store.exists()
+                else "nothing",
                 fix="check the path",
             )
         if not partial:
@@ -124,7 +128,12 @@ class Labels:
         }
 
     def at(self, position: Sequence[float], *, physical: bool = False) -> int:
-        """The id at a voxel, or at a place in physical units; 0 in the background.
+        """The id at a voxel, or at a place in physical units; 0 in the background. Raises as `voxel_at`."""
+        voxel = self.voxel_at(position, physical=physical)
+        return int(self.volume.read(Box(voxel, tuple(v + 1 for v in voxel))).item())
+
+    def voxel_at(self, position: Sequence[float], *, physical: bool = False) -> tuple[int, ...]:
+        """The voxel that holds a place: z, y, x, the nearest centre, which lie at whole numbers of voxels.
 
         Raises
         ------
@@ -153,7 +162,7 @@ class Labels:
                 expected=f"a voxel within {self.volume.box}",
                 found=f"voxel {','.join(map(str, voxel))}",
             )
-        return int(self.volume.read(box).item())
+        return voxel
 
     def object(self, identity: int) -> dict[str, Any]:
         """All measurements of one object.
@@ -331,7 +340,14 @@ class Labels:
         """The box with all three axes; InputError where it is not inside the volume."""
         if len(box.lower) == 2 and self.volume.shape[0] == 1:
             box = Box((0, *box.lower), (1, *box.upper))
-        if len(box.lower) != 3 or not box or not self.volume.box.contains(box):
+        if len(box.lower) != 3:
+            raise InputError(
+                "this box is not inside the volume: it has another number of axes",
+                where=self.store.url,
+                expected=f"z0:z1,y0:y1,x0:x1 within {self.volume.box}",
+                found=box,
+            )
+        if not box or not self.volume.box.contains(box):
             raise InputError(
                 "this box is not inside the volume",
                 where=self.store.url,

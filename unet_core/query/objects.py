@@ -14,7 +14,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from unet_core.errors import DataError, InputError
+from unet_core.errors import InputError
 from unet_core.geometry import Box
 from unet_core.query.expression import unknown_column
 from unet_core.table import FORMAT, METADATA, SUMMARY, TablePlan
@@ -38,7 +38,7 @@ class ObjectTable:
 
     Raises
     ------
-    DataError
+    InputError
         From any query: a file is damaged or gone.
     """
 
@@ -138,8 +138,9 @@ class ObjectTable:
 
     def matching(self, condition: pa.compute.Expression | None) -> int:
         """How many objects fulfil a condition."""
-        with self._reading("objects"):
-            return int(self._dataset(self._parts["objects"]).count_rows(filter=condition))
+        parts = self._parts["objects"]
+        with self._reading(*_keys(parts)):
+            return int(self._dataset(parts).count_rows(filter=condition))
 
     def overlapping(self, box: Box) -> pa.Table:
         """Objects whose bounding boxes meet a box, by id; whether they are `whole` in it, and their boxes."""
@@ -194,8 +195,9 @@ class ObjectTable:
         self, condition: pa.compute.Expression | None, columns: Any, parts: list[dict[str, Any]] | None = None
     ) -> pa.Table:
         """The rows of all files, or of some, that fulfil a condition."""
-        dataset = self._dataset(self._parts["objects"] if parts is None else parts)
-        with self._reading("objects"):
+        parts = self._parts["objects"] if parts is None else parts
+        dataset = self._dataset(parts)
+        with self._reading(*_keys(parts)):
             return dataset.to_table(columns=columns, filter=condition).replace_schema_metadata()
 
     def _dataset(self, parts: list[dict[str, Any]]) -> ds.Dataset:
@@ -222,17 +224,31 @@ class ObjectTable:
             return pa.PythonFile(self._store.ranges(key), mode="r")
         return pa.memory_map(f"{self._store.url}/{key}")
 
+    def _is_damaged(self, key: str) -> bool:
+        """Arrow reads several files at once, and does not say which one it stumbled over."""
+        try:
+            with pq.ParquetFile(self._source(key), page_checksum_verification=True) as file:
+                for group in range(file.metadata.num_row_groups):
+                    file.read_row_group(group)
+        except (pa.ArrowException, OSError):
+            return True
+        return False
+
     @contextmanager
-    def _reading(self, key: str) -> Iterator[None]:
+    def _reading(self, *keys: str) -> Iterator[None]:
         try:
             yield
         except (pa.ArrowException, OSError) as error:
-            raise DataError(
+            raise InputError(
                 "a file of the object table is damaged or gone",
-                where=f"{self._store.url}/{key}",
+                where=f"{self._store.url}/{next(filter(self._is_damaged, keys), keys[0])}",
                 found=str(error).splitlines()[0],
                 fix=_REPAIR,
             ) from None
+
+
+def _keys(parts: list[dict[str, Any]]) -> list[str]:
+    return [part["key"] for part in parts]
 
 
 def _require_run(found: object, expected: str, where: str) -> None:

@@ -38,8 +38,13 @@ def files_of(paths: Sequence[str]) -> tuple[str, ...]:
         if path.is_dir():
             inside = [str(p) for p in path.iterdir() if kind_of(str(p)) and not p.name.startswith(".")]
             if not inside:
+                names = sorted(p.name for p in path.iterdir())
                 raise InputError(
-                    "this folder holds no file that can be read", where=text, expected=readable()
+                    "this folder holds no file that can be read",
+                    where=path.absolute(),
+                    expected=readable(),
+                    found=f"{len(names)} of other names, such as {names[0]}" if names else "nothing",
+                    fix="name the files, or the folder that they are in",
                 )
             files.extend(inside)
         elif path.is_file():

@@ -301,7 +301,14 @@ class Store:
         with before_work(), reached(self.url):
             existing = next(p for p in (self.path, *self.path.parents) if p.exists())
         if not existing.is_dir():
-            raise InputError("the output lies below something that is not a folder", where=existing)
+            itself = existing == self.path
+            raise InputError(
+                "the output is a file" if itself else "the output lies below something that is not a folder",
+                where=existing,
+                expected="a folder, or a name that nothing has yet",
+                found="a file",
+                fix="choose another --to",
+            )
         try:
             with tempfile.TemporaryFile(dir=existing):
                 pass
