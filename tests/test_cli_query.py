@@ -51,6 +51,15 @@ def test_every_verb_as_json(query: Run, tmp_path: Path) -> None:
         return document
 
     assert ask("info")["objects"] == 3
+    units = ask("info")["units"]
+    assert units.keys() == set(ask("info")["columns"])
+    assert (units["volume"], units["axis_major"], units["moment_zy"]) == (
+        "micrometer^3",
+        "micrometer",
+        "micrometer^2",
+    )
+    assert (units["z"], units["z1"], units["z_physical"]) == ("voxels", "voxels", "micrometer")
+    assert (units["mean_0"], units["id"]) == ("intensity", None)
     assert ask("at", "0,1,2")["object"]["class_name"] == "nucleus"
     assert ask("at", "10,1,-3", "--physical")["id"] == 2
     assert ask("at", "0.2,1.4,1.5")["voxel"] == [0, 1, 2], "the nearest, and it says which"
@@ -122,6 +131,7 @@ def test_what_is_refused(query: Run, labels: str, tmp_path: Path) -> None:
         (("objects", "--columns", "id,vol"), labels, ("no such column", "--columns")),
         (("objects", "--limit", "-1"), labels, ("0 or more",)),
         (("objects", "--format", "xml"), labels, ("csv or json",)),
+        (("objects", "--format", "csv", "--to", "t.csv"), labels, ("--format csv and --to", "one of")),
         (("info",), tmp_path / "absent.zarr", ("no labels of unet-flows",)),
         (("objects",), other, ("another run", "0" * 16)),
         (("objects",), bare, ("no object table", "--instances")),
@@ -132,6 +142,8 @@ def test_what_is_refused(query: Run, labels: str, tmp_path: Path) -> None:
         assert "Traceback" not in err
         for fact in facts:
             assert fact in err, err
+    code, out, _ = query("objects", "--format", "csv", "--json")
+    assert (code, json.loads(out)["error"]["found"]) == (2, "--format csv and --json")
     assert query("info", "--partial", of=incomplete)[0] == 0
     assert query("at", "0,0,0", of=bare)[0] == 0
     code, out, err = query("object", 9, "--json")

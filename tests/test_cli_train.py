@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from strategies import write_array
 from test_cli import refused, run  # noqa: F401
 
+import flows.init
 import flows.outcome
 import flows.train
 
@@ -91,6 +93,22 @@ def test_a_proposal_takes_an_image_and_its_labels(run, here):  # noqa: F811
     refused(run("train", "--init", "t.toml", "--image", "image.zarr"), "--init takes", "image")
     refused(run("train", "--init", "t.toml", *DATA, "--steps", "5"), "--init takes", "steps")
     assert not (here / "t.toml").exists()
+
+
+def test_a_proposal_is_good_from_any_folder_and_has_a_model_of_its_own(run, here, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(flows.init, "_seconds", lambda *_: 1.0)
+    (here / "configs").mkdir()
+    data = ("--image", "image.zarr", "--labels", "labels.zarr")
+    for name, options, to in (
+        ("train", (), "configs/model"),
+        ("cells", (), "configs/cells-model"),
+        ("other", ("--to", "mine"), "mine"),
+    ):
+        code, _, err = run("train", "--init", f"configs/{name}.toml", *data, *options)
+        assert code == 0, err
+        written = tomllib.loads((here / f"configs/{name}.toml").read_text())
+        assert written["to"] == str(here / to)
+        assert [written[key] for key in ("image", "labels")] == [str(here / path) for path in data[1::2]]
 
 
 @pytest.mark.parametrize("key", ["region", "validation_region"])

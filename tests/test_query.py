@@ -191,7 +191,7 @@ def test_box_finds_what_lies_in_it(labels: Labels, data: st.DataObject) -> None:
 
 
 def test_neighbours_share_the_faces_that_one_counts(labels: Labels) -> None:
-    for identity in (1, LARGEST):
+    for identity in range(1, COUNT + 1):
         expected: dict[int, list[int]] = {}
         for axis in range(3):
             pairs = (

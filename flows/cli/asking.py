@@ -126,12 +126,20 @@ def objects(
     partial: Partial = False,
     as_json: AsJson = False,
 ) -> None:
-    """Which objects fulfil a condition."""
+    """Which objects fulfil a condition, in the table's units: places and boxes (z, z0, z1) in voxels; volume,
+    axes, moments and z_physical in units of the voxel size, which `info` tells column by column."""
     from flows import query as ask
     from unet_core.query import table_bytes
 
     if format not in (None, "csv", "json"):
         raise InputError("--format is not known", expected="csv or json; --to writes files", found=format)
+    if format is not None and (as_json or to is not None):
+        raise InputError(
+            "these options each say where the rows go, and how",
+            expected="one of --json, --format and --to",
+            found=f"--format {format} and {'--json' if as_json else f'--to {to}'}",
+            fix="leave one out; the name after --to says how it is written: .csv, .json or .parquet",
+        )
     labels = _open(context, partial)
     printed = to is None and format is None
     if printed and limit is None:

@@ -21,7 +21,11 @@ def print_facts(document: dict[str, Any]) -> None:
     table = Table(title=document["verb"], title_justify="left", show_header=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
-    for name, value in _flat(document).items():
+    facts = _flat(document)
+    if facts.get("units"):  # of `info`: a column and what it is measured in
+        named = facts.pop("units")
+        facts["columns"] = [f"{name} ({unit})" if unit else name for name, unit in named.items()]
+    for name, value in facts.items():
         if name not in ("command", "verb", "labels"):
             table.add_row(name, _text(value))
     Console().print(table)

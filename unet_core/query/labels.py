@@ -125,6 +125,7 @@ class Labels:
             "classes": list(self.classes),
             "objects": None if table is None else table.count,
             "columns": None if table is None else list(table.columns),
+            "units": None if table is None else table.units,
         }
 
     def at(self, position: Sequence[float], *, physical: bool = False) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -85,6 +86,24 @@ class ObjectTable:
     def schema(self) -> pa.Schema:
         """Names and types of the columns."""
         return self._file(self._parts["objects"][0]["key"]).schema_arrow.remove_metadata()
+
+    @property
+    def units(self) -> dict[str, str | None]:
+        """What each column is measured in, None for ids, classes and truth values."""
+        length = self.plan.unit or "unit of the voxel size"
+        side = 2 if self.plan.planar else 3
+        kinds = (
+            (r"volume", f"{length}^{side}"),
+            (r"voxels|[zyx][01]?", "voxels"),
+            (r"blocks", "blocks"),
+            (r"[zyx]_physical|axis_\w+", length),
+            (r"moment_\w+", f"{length}^2"),
+            (r"(mean|std|min|max)_\d+", "intensity"),
+        )
+        units: dict[str, str | None] = dict.fromkeys(self.columns)
+        for kind, unit in kinds:
+            units |= dict.fromkeys((name for name in units if re.fullmatch(kind, name)), unit)
+        return units
 
     def rows(self, ids: NDArray[Any]) -> pa.Table:
         """All columns of some objects, in the order of their ids, integers of any type, as given.
