@@ -28,7 +28,7 @@ unet-flows train deploy/demo.toml --to "$out/model" \
     --image "$out/volume.zarr" --labels "$out/truth.zarr" \
     --region "$train_region" --validation-region "$choose_region"
 
-say "3/5 segment: exact overlapping tiles over the whole volume, then every neuron once, with an id"
+say "3/5 segment: exact overlapping tiles over the whole volume, then an id for every object found"
 unet-flows segment "$out/volume.zarr" --model "$out/model" --to "$out/neurons.zarr" \
     --tile 64,64,64 --workers 2 --instances watershed
 

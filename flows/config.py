@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -344,8 +344,10 @@ class ClusterConfig(Config):
 C = TypeVar("C", bound=Config)
 
 
-def validate(model: type[C], values: dict[str, Any], *, where: str | None = None) -> C:
-    """Values to a config.
+def validate(
+    model: type[C], values: dict[str, Any], *, where: str | None = None, options: Collection[str] = ()
+) -> C:
+    """Values to a config; those named in `options` were typed as options, the others stand in `where`.
 
     Raises
     ------
@@ -355,7 +357,7 @@ def validate(model: type[C], values: dict[str, Any], *, where: str | None = None
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise refusal(error, model, where=where) from None
+        raise refusal(error, model, where=where, options=options) from None
 
 
 def read_toml(path: str) -> dict[str, Any]:
@@ -370,7 +372,8 @@ def read_toml(path: str) -> dict[str, Any]:
 
 def read_training(path: str | None, flags: dict[str, Any]) -> TrainConfig:
     """The TOML file's parameters with the flags' over them; InputError names unknown or missing ones."""
-    return validate(TrainConfig, {**(read_toml(path) if path else {}), **flags}, where=path)
+    values = {**(read_toml(path) if path else {}), **flags}
+    return validate(TrainConfig, values, where=path, options=flags)
 
 
 def read_cluster(path: str | None, *, workers: int | None) -> ClusterConfig:

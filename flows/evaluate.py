@@ -22,19 +22,24 @@ from unet_core.evaluation import evaluate as compare
 from unet_core.evaluation import evaluate_instances as compare_instances
 from unet_core.evaluation.comparison import require_inside, require_same_shape
 from unet_core.geometry import Box
+from unet_core.ingestion import KIND as INGESTED
 from unet_core.ledger import RunRecord, read_record, require_complete
 from unet_core.targets import Target, class_names
-from unet_core.volumes import Store, Volume
+from unet_core.volumes import Store, Volume, group_metadata
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `evaluate` found; `thresholds`, `trivial` and `picture` where they were asked for."""
+    """What `evaluate` found; `thresholds`, `trivial` and `picture` where they were asked for.
+
+    `notes`: what makes one doubt that these two can be compared so.
+    """
 
     scores: Scores
     thresholds: Thresholds | None
     trivial: TrivialScores | None
     picture: Path | None
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -42,6 +47,7 @@ class Evaluation:
             "thresholds": None if self.thresholds is None else self.thresholds.to_dict(),
             "trivial": None if self.trivial is None else self.trivial.to_dict(),
             "picture": None if self.picture is None else str(self.picture),
+            "notes": list(self.notes),
         }
 
 
@@ -90,8 +96,17 @@ def evaluate(
             expected="classes",
             fix=f"--instances compares them; the classes are {Store(labels).url}/classes",
         )
+    of_truth = _segmentation(truth)
+    if target in (None, "semantic") and of_truth is not None and "instances" in of_truth.plan:
+        raise InputError(
+            "the truth holds instances, not classes",
+            where=truth,
+            expected="classes",
+            fix="add --target foreground or --target boundary: it makes classes of instances",
+        )
     plan: dict[str, Any] = {} if record is None else dict(record.plan)
     predicted, true = Volume.open(labels), Volume.open(truth)
+    notes = doubts(labels, truth)
     region = parse_box(roi, true.shape) or (Box.parse(plan["tiling"]["roi"]) if plan else None)
     common: dict[str, Any] = {
         "target": target,
@@ -137,7 +152,47 @@ def evaluate(
             written = write_picture(
                 picture, image=intensities, labels=predicted, truth=true, planes=planes, **common
             )
-    return Evaluation(scores, thresholds, trivial, written)
+    if target is None and not plan:
+        notes += _doubted_classes(scores)
+    return Evaluation(scores, thresholds, trivial, written, tuple(notes))
+
+
+def doubts(labels: str, truth: str) -> list[str]:
+    """What makes one doubt that two volumes are labels.
+
+    Raises
+    ------
+    InputError
+        One of them was ingested as an image.
+    """
+    notes = []
+    for what, url in (("the prediction", labels), ("the truth", truth)):
+        store = Store(url)
+        record = read_record(store)
+        if record is not None and record.kind == INGESTED and record.identity.get("kind") == "image":
+            raise InputError(
+                f"{what} was ingested as an image",
+                where=store.url,
+                expected="labels",
+                fix="is it the right volume? if it holds labels, ingest it again with --as labels",
+            )
+        ome = ((group_metadata(store) or {}).get("attributes") or {}).get("ome") or {}
+        if "multiscales" in ome and "image-label" not in ome:
+            notes.append(f"{what}, {store.url}, is an OME-Zarr image that does not say that it holds labels")
+    return notes
+
+
+def _doubted_classes(scores: Scores) -> list[str]:
+    """Where nobody said what the classes are, ids of objects look like many of them."""
+    true, predicted = (
+        sum(n > 0 for n in voxels[1:]) for voxels in (scores.true_voxels, scores.predicted_voxels)
+    )
+    if true <= predicted:
+        return []
+    return [
+        f"the truth holds {true} values above 0 and the prediction {predicted}: if those are ids of objects"
+        " and not classes, add --target foreground, or another"
+    ]
 
 
 def evaluate_instances(
@@ -179,6 +234,7 @@ def evaluate_instances(
                 fix="leave --instances out to compare classes; the order is LABELS TRUTH",
             )
     predicted, true = Volume.open(labels), Volume.open(truth)
+    doubts(labels, truth)
     region = parse_box(roi, true.shape)
     intensities = _image_of(_segmentation(labels), image) if image is not None else None
     if intensities is not None:
@@ -193,15 +249,32 @@ def evaluate_instances(
 
 
 def _require_picture(image: str | None, picture: str | None, *others: str | None) -> None:
-    """The image is there for what needs it, and the picture has a folder to go to."""
+    """The image is there for what needs it; the picture is a PNG that takes nothing's place."""
     if (image is None) != all(other is None for other in (picture, *others)):
         raise InputError(
             "the image is needed for this" if image is None else "the image is not needed for this",
             expected="--image VOLUME beside --trivial or --picture",
             found="one without the other",
         )
-    if picture is not None and not Path(picture).absolute().parent.is_dir():
-        raise InputError("the picture cannot be written", where=picture, found="no such folder")
+    if picture is None:
+        return
+    place = Path(picture)
+    for wrong, found in (
+        (not place.absolute().parent.is_dir(), "no such folder"),
+        (
+            place.suffix.lower() != ".png",
+            f"a name in {place.suffix}" if place.suffix else "a name without .png",
+        ),
+        (place.exists() or place.is_symlink(), "there is something already"),
+    ):
+        if wrong:
+            raise InputError(
+                "the picture cannot be written",
+                where=place.absolute(),
+                expected="a new file, such as picture.png",
+                found=found,
+                fix="choose another --picture, or remove what is there" if "already" in found else None,
+            )
 
 
 def _image_of(record: RunRecord | None, image: str) -> Volume:

@@ -19,6 +19,7 @@ from unet_core.devices import fast_dtype
 from unet_core.errors import InputError
 from unet_core.labelling import LabelledRegion
 from unet_core.proposal import Choice, ImageFacts, Machine
+from unet_core.volumes import Store
 
 _WIDTH = 100
 _SHARE = 0.5  # of the memory that is free: the rest is for batches that wait, and for other programs
@@ -71,7 +72,9 @@ def propose(
         divided=alone,
         target=target,
     )
-    files: dict[str, Any] = {"to": to, **({"image": image, "labels": labels} if alone else {})}
+    # From the root, as `_pairs` has them: a file is used from any folder.
+    named = {"to": to, **({"image": image, "labels": labels} if alone else {})}
+    files: dict[str, Any] = {key: Store(path).url for key, path in named.items()}
     files |= {"channels": channels} if channels else {}
     seconds = None
     if timed:
@@ -117,7 +120,7 @@ def write(path: str, *, config: str | None, given: dict[str, Any]) -> dict[str, 
             found=", ".join(sorted(given.keys() - taken)) or config or ", ".join(given) or "neither",
             fix="edit the file that it writes",
         )
-    proposed = propose(**given, timed=True)
+    proposed = propose(**{"to": _model_beside(path), **given}, timed=True)
     try:
         with Path(path).open("x", encoding="utf-8") as file:
             file.write(proposed.text)
@@ -130,6 +133,12 @@ def write(path: str, *, config: str | None, given: dict[str, Any]) -> dict[str, 
         ) from None
     seconds = None if proposed.seconds is None else round(proposed.seconds, 1)
     return {"command": "train", "status": "proposed", "written": path, "seconds_predicted": seconds}
+
+
+def _model_beside(path: str) -> str:
+    """Where the model goes that nobody named: beside the file, of another name for another file."""
+    file = Path(path).absolute()
+    return str(file.with_name("model" if file.stem == "train" else f"{file.stem}-model"))
 
 
 def machine(device: str = "auto") -> Machine:

@@ -50,13 +50,27 @@ class IncompleteRunError(RunError):
 
 @dataclass
 class Run:
-    """A run being done by the owner of its output: the stages so far, and since when."""
+    """A run being done by the owner of its output: the stages so far, and since when.
+
+    `below_zero`: of labels that are ingested, voxels copied so far that are below 0.
+    """
 
     command: str
     output: Store
     lease: Lease
     began: float = field(default_factory=time.monotonic)
     stages: list[StageResult] = field(default_factory=list)
+    below_zero: int = 0
+
+    @property
+    def notes(self) -> list[str]:
+        """What people should know about what was done, beside the counts."""
+        if not self.below_zero:
+            return []
+        return [
+            f"{self.below_zero:,} of the voxels copied are below 0: train and evaluate take such labels only"
+            " where that number is named as the one to ignore, such as --ignore=-1"
+        ]
 
     @property
     def counts(self) -> dict[str, Any]:
@@ -121,7 +135,8 @@ class Run:
         set_status(self.output, status, stages=self.counts)
 
     def _document(self, status: str) -> dict[str, Any]:
-        return _document(self.command, status, self.output, self.counts, self.began)
+        document = _document(self.command, status, self.output, self.counts, self.began)
+        return {**document, "notes": self.notes} if self.command == "ingest" else document
 
 
 @contextmanager

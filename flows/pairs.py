@@ -10,13 +10,51 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from flows.config import Pair
+from flows.config import Pair, TrainConfig
 from unet_core.errors import InputError
 
 _ZARR = ("zarr.json", ".zgroup", ".zarray")  # what makes a folder a volume
 _SHOWN = 5  # of those without a partner
 
 Name = tuple[str, ...]  # what each `*` stands for
+
+
+def pairs_of(config: TrainConfig) -> tuple[list[Pair], list[Pair]]:
+    """Training and validation pairs: the tables, or the one that flags name.
+
+    Raises
+    ------
+    InputError
+        No pair or two ways to name it, an image without labels, a region beside several pairs.
+    """
+    single = config.image is not None or config.labels is not None
+    if single == bool(config.pairs):
+        raise InputError(
+            "one way to name the training data is needed",
+            expected="--image and --labels, or [[pairs]] in a TOML file",
+            found="both" if single else "neither",
+            fix="unet-flows train --help; --init writes a TOML file for an image and its labels",
+        )
+    if not single:
+        for name in ("region", "validation_region"):
+            if (box := getattr(config, name)) is not None:
+                raise InputError(
+                    f"{name} goes with one image, not with [[pairs]]",
+                    where=name,
+                    found=box,
+                    fix="give each table of [[pairs]] and [[validation]] a region of its own",
+                )
+        return config.pairs, config.validation
+    if config.image is None or config.labels is None:
+        raise InputError(
+            "an image needs its labels",
+            expected="--image and --labels",
+            found="labels alone" if config.image is None else f"--image {config.image} alone",
+        )
+    held_out = list(config.validation)
+    if config.validation_region is not None:
+        held_out.append(Pair(image=config.image, labels=config.labels, region=config.validation_region))
+    return [Pair(image=config.image, labels=config.labels, region=config.region)], held_out
 
 
 def expanded(pair: Pair) -> list[Pair]:

@@ -22,11 +22,20 @@ def info(labels: Labels) -> dict[str, Any]:
 
 def at(labels: Labels, position: str, *, physical: bool) -> dict[str, Any]:
     """The object at a place, with its measurements where there is a table."""
-    identity = labels.at(_place(position), physical=physical)
+    voxel = labels.voxel_at(_place(position), physical=physical)
+    identity = labels.at(voxel)
     measured = identity > 0 and labels.has_table
     found = _described(labels, identity) if measured else None
     return _document(
-        "at", labels, {"position": position, "physical": physical, "id": identity, "object": found}
+        "at",
+        labels,
+        {
+            "position": position,
+            "physical": physical,
+            "voxel": list(voxel),
+            "id": identity,
+            "object": found,
+        },
     )
 
 
@@ -46,7 +55,8 @@ def mask(labels: Labels, identity: int, *, to: str) -> dict[str, Any]:
 def box(labels: Labels, region: str, *, exact: bool) -> dict[str, Any]:
     """The objects in a box."""
     found = labels.box(Box.parse(region), exact=exact)
-    return _document("box", labels, {"box": region, "exact": exact, **_rows(found)})
+    by = "voxels" if exact else "bounding boxes"
+    return _document("box", labels, {"box": region, "exact": exact, "by": by, **_rows(found)})
 
 
 def crop(labels: Labels, region: str, *, to: str, image: bool) -> dict[str, Any]:
@@ -91,6 +101,20 @@ def _columns(labels: Labels, text: str) -> list[str]:
         if name not in labels.table.columns:
             raise unknown_column(name, labels.table.columns, where="--columns", found=text)
     return names
+
+
+def identity(text: str) -> int:
+    """An id, as it was typed."""
+    try:
+        return int(text)
+    except ValueError:
+        raise InputError(
+            "this is not an id",
+            where="ID",
+            expected="an integer from 1, such as 7",
+            found=repr(text),
+            fix="unet-flows query LABELS objects lists them",
+        ) from None
 
 
 def _place(text: str) -> tuple[float, ...]:

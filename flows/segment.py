@@ -145,7 +145,7 @@ def _segment(**parameters: Any) -> dict[str, Any]:
                 timeout=config.block_timeout,
                 only_failed=config.retry_failed,
             )
-        return run.finish(total=len(stages))
+        return {**run.finish(total=len(stages)), "dtype": resolved.dtype, "device": resolved.device}
 
 
 segment = flow(name="segment", flow_run_name="segment {volume}", validate_parameters=True)(_segment)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from difflib import get_close_matches
 from typing import get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from unet_core.errors import InputError
 
@@ -23,8 +24,13 @@ def quoted(text: str) -> list[str]:
     return re.findall(r"'([^']*)'", text)
 
 
-def refusal(error: ValidationError, model: type[BaseModel], *, where: str | None) -> InputError:
-    """All problems of some values in one error; lists a table's keys only where none is near."""
+def refusal(
+    error: ValidationError, model: type[BaseModel], *, where: str | None, options: Collection[str] = ()
+) -> InputError:
+    """All problems of some values in one error; lists a table's keys only where none is near.
+
+    Fields named in `options` are called as the command line calls them.
+    """
     problems, known = [], []
     for problem in error.errors():
         place = tuple(part for part in problem["loc"] if isinstance(part, str))
@@ -36,7 +42,7 @@ def refusal(error: ValidationError, model: type[BaseModel], *, where: str | None
                 known.append(f"{'.'.join(place[:-1]) or 'keys'}: {', '.join(_table(model, place[:-1]))}")
         elif problem["type"] == "literal_error":
             text += did_you_mean(problem["input"], quoted(problem["ctx"]["expected"]))
-        problems.append(f"{'.'.join(map(str, problem['loc'])) or 'the whole'}: {text}")
+        problems.append(f"{_given(problem, model, options)}: {text}")
     several = len(problems) > 1
     return InputError(
         "these parameters are not valid" if several else "this parameter is not valid",
@@ -44,6 +50,20 @@ def refusal(error: ValidationError, model: type[BaseModel], *, where: str | None
         expected="\n".join(dict.fromkeys(known)),
         found="\n".join(problems),
     )
+
+
+def _given(problem: ErrorDetails, model: type[BaseModel], options: Collection[str]) -> str:
+    """Which value is wrong, and what it is, as it was written: `--base 0`, or `base = 0` in a file."""
+    loc, value = problem["loc"], problem["input"]
+    name, option = ".".join(map(str, loc)) or "the whole", ""
+    if len(loc) == 1 and loc[0] in options:
+        hints = model.model_fields[name].json_schema_extra
+        known = hints if isinstance(hints, dict) else {}
+        option = str(known.get("option", f"--{name.replace('_', '-')}"))
+        name = name.upper() if known.get("argument") else option
+    if problem["type"] in ("missing", "extra_forbidden") or not isinstance(value, str | int | float):
+        return name
+    return f"{name} {value}" if option else f"{name} = {value!r}"
 
 
 def _meant(place: tuple[str, ...], model: type[BaseModel]) -> str:

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from flows.evaluate import Evaluation
 from flows.report import comparison_table, instance_tables, scores_table, thresholds_table
-from flows.report.words import duration
+from flows.report.words import counted, duration
 from unet_core.devices import device_kind
 from unet_core.evaluation import CRITERIA, InstanceScores
 from unet_core.geometry import Box, Shape
@@ -129,16 +129,19 @@ def print_plan(document: dict[str, Any]) -> None:
         ("model", f"{document['model']['url']}  classes {', '.join(document['model']['classes'])}"),
         (
             "arithmetic",
-            f"{document['dtype']} on {document['device']}, {2 * document['macs'] / 1e12:,.1f} TFLOP,"
+            f"{_dtype(document)} on {document['device']}, {_flop(2 * document['macs'])},"
             f" {document['useful_share_of_arithmetic']:.0%} of it useful",
         ),
         ("tiles", f"{tile['count']:,} of {_shape(tile['write'])}, each read as {_shape(tile['read'])}"),
-        ("blocks", f"{block['count']:,} of {_shape(block['shape'])}; {len(document['stages'])} stages"),
+        (
+            "blocks",
+            f"{block['count']:,} of {_shape(block['shape'])}; {counted(len(document['stages']), 'stage')}",
+        ),
         ("reads", _bytes(document["bytes_read"])),
         ("writes", f"about {_bytes(document['bytes_written_at_most'])}"),
         (
             "memory",
-            f"{_bytes(document['memory_per_worker'])} in each of {document['workers']} worker(s),"
+            f"{_bytes(document['memory_per_worker'])} in each of {counted(document['workers'], 'worker')},"
             f" {_bytes(document['memory_of_one_forward_pass'])} of it for one forward pass",
         ),
     ]
@@ -181,7 +184,7 @@ def _instance_rows(document: dict[str, Any]) -> list[tuple[str, str]]:
         ),
         (
             "",
-            f"{block['count']:,} blocks of {_shape(block['shape'])}, about"
+            f"{counted(block['count'], 'block')} of {_shape(block['shape'])}, about"
             f" {_bytes(document['bytes_written'])} of the writes;"
             f" {_bytes(document['memory_per_worker'])} in each worker,"
             f" and {merge} in one of them for every million labels on faces between blocks",
@@ -234,8 +237,12 @@ def print_run(document: dict[str, Any]) -> None:
                 f"{stage}: {empty:,} of {s['total']:,} blocks ({empty / s['total']:.1%}) hold nothing to"
                 " compute: neither read nor computed"
             )
+    if document.get("dtype"):
+        console.print(f"arithmetic: {document['dtype']} on {document['device']}")
     if absent := sum(s["absent_chunks"] for s in document["stages"].values()):
         console.print(f"{absent:,} input chunks are absent and were read as the fill value")
+    for note in document.get("notes", ()):
+        console.print(f"note: {note}", soft_wrap=True, highlight=False, markup=False)
     console.print(
         f"{document['output']}  in {duration(document['seconds'])}", soft_wrap=True, highlight=False
     )
@@ -405,6 +412,21 @@ def _print_rows(title: str, rows: list[tuple[str, str]]) -> None:
     for name, value in rows:
         table.add_row(name, value)
     Console().print(table)
+
+
+def _dtype(document: dict[str, Any]) -> str:
+    """The arithmetic; "auto" is decided when the run begins."""
+    if document["dtype"] != "auto":
+        return str(document["dtype"])
+    return "dtype auto (a 16-bit type or float32: decided by a probe when the run begins)"
+
+
+def _flop(n: float) -> str:
+    for unit in ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP"):
+        if n < 1000:
+            return f"{n:.3g} {unit}"
+        n /= 1000
+    return f"{n:,.3g} PFLOP"
 
 
 def _shape(shape: Shape | list[int]) -> str:

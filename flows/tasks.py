@@ -62,7 +62,9 @@ def copying(run: Run, stage: Stage, plan: IngestPlan, source: Source) -> Work:
     ledger = Ledger(run.output, stage.name, stage.count, run.lease.epoch)
 
     def slab(index: int) -> Done:
-        ledger.commit(index, write_slab(plan, source, array, index))
+        written = write_slab(plan, source, array, index)
+        ledger.commit(index, written.digest)
+        run.below_zero += written.below_zero
         return Done(plan.slab_at(index)[1].size)
 
     return Work(function=slab, importable=False)

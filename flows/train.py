@@ -58,7 +58,12 @@ def prepare(config: TrainConfig, *, tell: Callable[[str], None] = lambda note: N
         training.require_device(config.device)
     spec = spec_of(config, sources)
     plan = training.prepare(
-        sources, held_out, spec, settings_of(config, spec), weights=weights, fine_tunes=config.fine_tune
+        sources,
+        held_out,
+        spec,
+        settings_of(config, spec),
+        weights=weights,
+        fine_tunes=Store(config.fine_tune).url if config.fine_tune else None,
     )
     identity = training.identity(plan, device=config.device, dtype=config.dtype)
     record = None if config.restart else begun(output, training.KIND, identity)

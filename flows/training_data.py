@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from typing import Literal
 
 from flows.config import Pair, TrainConfig
-from flows.pairs import expanded
+from flows.pairs import expanded, pairs_of
 from flows.parsing import parse_box, parse_integers, parse_numbers, parse_shape
 from unet_core import training
 from unet_core.architecture import UNetSpec
 from unet_core.augment import AugmentSettings
-from unet_core.errors import InputError
 from unet_core.geometry import Shape, round_up
 from unet_core.labelling import LabelledRegion
 from unet_core.ledger import require_complete
@@ -33,7 +32,7 @@ def labelled_regions(
         No pair or two ways to name it, a region beside several, volumes that are missing or not complete,
         regions that do not fit.
     """
-    pairs, held_out = _pairs(config)
+    pairs, held_out = pairs_of(config)
     channels = parse_integers("--channels", config.channels) if config.channels is not None else None
 
     def opened(pair: Pair) -> LabelledRegion:
@@ -99,33 +98,6 @@ def _class_weights(text: str) -> tuple[float, ...] | Literal["balanced"] | None:
     if text == "balanced":
         return "balanced"
     return None if text == "none" else parse_numbers("--class-weights", text)
-
-
-def _pairs(config: TrainConfig) -> tuple[list[Pair], list[Pair]]:
-    """Training and validation pairs: the tables, or the one that flags name."""
-    single = config.image is not None or config.labels is not None
-    if single == bool(config.pairs):
-        raise InputError(
-            "one way to name the training data is needed",
-            expected="--image and --labels, or [[pairs]] in a TOML file",
-            found="both" if single else "neither",
-        )
-    if not single:
-        for name in ("region", "validation_region"):
-            if (box := getattr(config, name)) is not None:
-                raise InputError(
-                    f"{name} goes with one image, not with [[pairs]]",
-                    where=name,
-                    found=box,
-                    fix="give each table of [[pairs]] and [[validation]] a region of its own",
-                )
-        return config.pairs, config.validation
-    if config.image is None or config.labels is None:
-        raise InputError("an image needs its labels", expected="--image and --labels", found="one of them")
-    held_out = list(config.validation)
-    if config.validation_region is not None:
-        held_out.append(Pair(image=config.image, labels=config.labels, region=config.validation_region))
-    return [Pair(image=config.image, labels=config.labels, region=config.region)], held_out
 
 
 def _open(

@@ -32,7 +32,7 @@ def test_classes_are_coloured_where_they_are(channels):
     page = np.asarray(batch_picture(before, after, footprint=SPACE, class_names=NAMES))
     height, width = 55, 76
     factor = 4  # 256 pixels at least
-    left, top = 8 + width * factor + 8, 8 + 23
+    left, top = 8 + 2 * (width * factor + 8), 8 + 23
     panel = page[top : top + height * factor : factor, left : left + width * factor : factor]
     assert panel.shape == (height, width, 3)
     inside = panel[11:49, 21:69]

@@ -484,6 +484,60 @@ def test_a_wrong_path_is_told_before_anything_heavy_is_imported(tmp_path: Path) 
     assert done.stderr.count("absent") >= len(WRONG_PATHS)
 
 
+WRONG_INPUTS = {
+    "train --image zarr --to m": ("labels", "--image zarr alone"),
+    "train --to m": ("one way to name", "neither"),
+    "train --image zarr --labels zarr --to m --base 0 --depth 9": ("--base 0: ", "--depth 9: "),
+    "train --image zarr --labels zarr --to m --fine-tune broken": (
+        "model.json",
+        "not JSON",
+        "copy the model",
+    ),
+    "ingest text.tif --to v": ("not a TIFF", "b'hell'", "export it again"),
+    "ingest two.npz --to v": ("several arrays", "--dataset a"),
+    "ingest empty --to v": ("no file that can be read", "nothing"),
+    "ingest junk --to v": ("no file that can be read", "1 of other names, such as x"),
+    "segment junk --model whole --to l": ("not a Zarr", "name the folder"),
+    "segment zarr --model broken --to l": ("model.json", "not JSON", "copy the model"),
+    "segment zarr --model list --to l": ("model.json", "a list", "copy the model"),
+    "segment zarr --model cut --to l": ("weights.safetensors", "cut short", "as its header says"),
+    "segment zarr --model whole --to l --level 3": ("--level 0",),
+    "segment zarr --model whole --to l --workers 0": ("--workers 0: ",),
+    "ingest two.npz --to v --as picture": ("picture",),
+}
+
+
+def test_a_wrong_input_is_told_before_prefect_is_imported(tmp_path: Path) -> None:
+    (tmp_path / "text.tif").write_text("hello")
+    np.savez(tmp_path / "two.npz", a=np.ones((3, 4, 5)), b=np.ones((3, 4, 5)))
+    zarr.create_array(tmp_path / "zarr", data=np.zeros((8, 8, 8), "u1"))
+    for name in ("junk", "empty"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "junk/x").touch()
+    save_random_model(tmp_path / "whole", UNetSpec.build(ndim=3, depth=1, base=2))
+    for name in ("broken", "list", "cut"):
+        shutil.copytree(tmp_path / "whole", tmp_path / name)
+    (tmp_path / "broken/model.json").write_text('{"format": 1,')
+    (tmp_path / "list/model.json").write_text("[1]")
+    weights = tmp_path / "cut/weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-5])
+    code = (
+        "import json, sys; from flows import cli\n"
+        f"for command in {list(WRONG_INPUTS)!r}:\n"
+        "    sys.argv = ['unet-flows', *command.split(), '--json']\n"
+        "    assert cli.run() == 2, command\n"
+        "    assert not {'torch', 'dask', 'distributed', 'prefect'} & set(sys.modules), command\n"
+        "    print('END')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    answers = done.stdout.split("END\n")[:-1]
+    for (command, facts), answer in zip(WRONG_INPUTS.items(), answers, strict=True):
+        for fact in facts:
+            assert fact in answer, (command, answer)
+
+
 STUBBORN = """
 import signal, sys, time
 from flows import supervise

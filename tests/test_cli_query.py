@@ -51,8 +51,18 @@ def test_every_verb_as_json(query: Run, tmp_path: Path) -> None:
         return document
 
     assert ask("info")["objects"] == 3
+    units = ask("info")["units"]
+    assert units.keys() == set(ask("info")["columns"])
+    assert (units["volume"], units["axis_major"], units["moment_zy"]) == (
+        "micrometer^3",
+        "micrometer",
+        "micrometer^2",
+    )
+    assert (units["z"], units["z1"], units["z_physical"]) == ("voxels", "voxels", "micrometer")
+    assert (units["mean_0"], units["id"]) == ("intensity", None)
     assert ask("at", "0,1,2")["object"]["class_name"] == "nucleus"
     assert ask("at", "10,1,-3", "--physical")["id"] == 2
+    assert ask("at", "0.2,1.4,1.5")["voxel"] == [0, 1, 2], "the nearest, and it says which"
     assert ask("at", "1,1,1")["object"] is None
     assert ask("object", 1)["object"]["voxels"] == 8
     assert ask("mask", 3, "--to", tmp_path / "m.npz")["shape"] == [1, 1, 4]
@@ -72,6 +82,8 @@ def test_every_verb_in_the_terminal(query: Run, tmp_path: Path) -> None:
         (("object", 1), "touches_border"),
         (("mask", 1, "--to", tmp_path / "m.tif"), "written"),
         (("box", "0:4,0:6,0:8"), "3 of 3"),
+        (("box", "0:4,0:6,0:8"), "by bounding boxes: some may have no voxel in the box, --exact"),
+        (("box", "0:1,0:6,0:4", "--exact"), "2 of 2; each with a voxel in the box"),
         (("box", "1:2,0:6,0:8"), "none"),
         (("objects", "--limit", 2), "2 of 3"),
         (("crop", "0:2,0:2,0:2", "--no-image", "--to", tmp_path / "c.npz"), "written"),
@@ -101,12 +113,14 @@ def test_what_is_refused(query: Run, labels: str, tmp_path: Path) -> None:
     for words, of, facts in (
         (("object", 4), labels, ("no such object", "1 to 3", "4")),
         (("object", 0), labels, ("no such object",)),
-        (("mask", "one", "--to", "m.npz"), labels, ("ID", "integer")),
+        (("mask", "one", "--to", "m.npz"), labels, ("not an id", "ID", "integer", "'one'")),
+        (("object", "-3"), labels, ("no such object", "1 to 3", "-3")),
+        (("neighbours", "1.5"), labels, ("not an id", "'1.5'")),
         (("at", "0,0"), labels, ("one number per axis", "z,y,x")),
         (("at", "0,nine,0"), labels, ("not a place",)),
         (("at", "4,0,0"), labels, ("outside the volume", "0:4,0:6,0:8")),
         (("box", "0:5,0:6,0:8"), labels, ("not inside the volume", "0:4,0:6,0:8")),
-        (("box", "0:2,0:2"), labels, ("not inside the volume",)),
+        (("box", "0:2,0:2"), labels, ("another number of axes", "z0:z1,y0:y1,x0:x1")),
         (("box", "2:2,0:6,0:8"), labels, ("empty",)),
         (("crop", "0:1,0:1,0:9", "--to", "c.npz"), labels, ("not inside the volume",)),
         (("crop", "0:1,0:1,0:1", "--to", "c.png"), labels, ("not known", ".zarr")),
@@ -117,6 +131,7 @@ def test_what_is_refused(query: Run, labels: str, tmp_path: Path) -> None:
         (("objects", "--columns", "id,vol"), labels, ("no such column", "--columns")),
         (("objects", "--limit", "-1"), labels, ("0 or more",)),
         (("objects", "--format", "xml"), labels, ("csv or json",)),
+        (("objects", "--format", "csv", "--to", "t.csv"), labels, ("--format csv and --to", "one of")),
         (("info",), tmp_path / "absent.zarr", ("no labels of unet-flows",)),
         (("objects",), other, ("another run", "0" * 16)),
         (("objects",), bare, ("no object table", "--instances")),
@@ -127,6 +142,8 @@ def test_what_is_refused(query: Run, labels: str, tmp_path: Path) -> None:
         assert "Traceback" not in err
         for fact in facts:
             assert fact in err, err
+    code, out, _ = query("objects", "--format", "csv", "--json")
+    assert (code, json.loads(out)["error"]["found"]) == (2, "--format csv and --json")
     assert query("info", "--partial", of=incomplete)[0] == 0
     assert query("at", "0,0,0", of=bare)[0] == 0
     code, out, err = query("object", 9, "--json")

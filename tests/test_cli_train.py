@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from strategies import write_array
 from test_cli import refused, run  # noqa: F401
 
+import flows.init
 import flows.outcome
 import flows.train
 
@@ -93,6 +95,22 @@ def test_a_proposal_takes_an_image_and_its_labels(run, here):  # noqa: F811
     assert not (here / "t.toml").exists()
 
 
+def test_a_proposal_is_good_from_any_folder_and_has_a_model_of_its_own(run, here, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(flows.init, "_seconds", lambda *_: 1.0)
+    (here / "configs").mkdir()
+    data = ("--image", "image.zarr", "--labels", "labels.zarr")
+    for name, options, to in (
+        ("train", (), "configs/model"),
+        ("cells", (), "configs/cells-model"),
+        ("other", ("--to", "mine"), "mine"),
+    ):
+        code, _, err = run("train", "--init", f"configs/{name}.toml", *data, *options)
+        assert code == 0, err
+        written = tomllib.loads((here / f"configs/{name}.toml").read_text())
+        assert written["to"] == str(here / to)
+        assert [written[key] for key in ("image", "labels")] == [str(here / path) for path in data[1::2]]
+
+
 @pytest.mark.parametrize("key", ["region", "validation_region"])
 def test_a_region_beside_pairs_would_not_count(run, here, key):  # noqa: F811
     pairs = '[[pairs]]\nimage = "image.zarr"\nlabels = "labels.zarr"\n'
@@ -135,3 +153,16 @@ def test_labels_are_looked_at_once(run, here, monkeypatch):  # noqa: F811
     code, out, err = run("train", *DATA, "--target", "foreground", "--json")
     assert (code, "model" in out) == (0, True), err
     assert len(prepared) == 1
+
+
+def test_labels_below_zero_are_refused_unless_they_are_to_be_ignored(run, here):  # noqa: F811
+    labels = np.random.default_rng(0).integers(-1, 9, (16, 24, 24), np.int16)
+    write_array(here / "marked.zarr", labels)
+    marked = ("--image", "image.zarr", "--labels", "marked.zarr")
+    refused(
+        run("train", *marked, "--to", "model", "--target", "boundary"), "below 0", "ignore = -1", "marked"
+    )
+    assert run("train", "--init", "t.toml", *marked, "--target", "boundary")[0] == 0
+    assert "\nignore = -1\n" in (here / "t.toml").read_text()
+    write_array(here / "classes.zarr", np.zeros((16, 24, 24), np.uint8))
+    refused(run("evaluate", "classes.zarr", "marked.zarr", "--target", "boundary"), "below 0", "--ignore=-1")

@@ -625,6 +625,7 @@ def test_the_command_prints_one_document(run: Run, volumes: tuple[Path, Path]) -
         "planar": True,
         "ignore": 255,
         **json.loads(json.dumps(expected)),
+        "notes": [],
     }
     assert document["images"] == 2
     assert document["voxels"] == 2 * 160 * 256

@@ -15,6 +15,7 @@ from flows.config import IngestConfig
 from flows.ingest import each
 from flows.outcome import IncompleteRunError
 from flows.progress import stage_progress
+from flows.summary import print_run
 from flows.supervise import InterruptionError
 from unet_core.errors import StoreError
 from unet_core.ledger import read_status
@@ -120,3 +121,16 @@ def test_the_command_prints_one_document_for_the_set(run: Run, here, monkeypatch
     code, out, err = run("ingest", "images/*.png", "--each", "--to", "set", "--json")
     assert code == 0, err
     assert counts(json.loads(out)) == (3, 0, 0)
+
+
+def test_labels_below_zero_are_told(here, capsys):
+    np.save(here / "marked.npy", np.array([[-1, 0], [-2, 3]], np.int16))
+    np.save(here / "plain.npy", np.array([[1, 0], [2, 3]], np.int16))
+    files = ["marked.npy", "plain.npy"]
+    document = each.ingest_each(config(kind="labels", sources=files))
+    (note,) = document["notes"]
+    assert "marked.npy" in note
+    assert "2 of the voxels" in note
+    print_run(document)
+    assert "--ignore=-1" in capsys.readouterr().out
+    assert each.ingest_each(config(sources=files, to="images"))["notes"] == []

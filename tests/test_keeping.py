@@ -24,7 +24,7 @@ from flows.summary import plan_document
 from unet_core.architecture import UNetSpec
 from unet_core.errors import DataError, InputError
 from unet_core.geometry import Box, Shape
-from unet_core.inference import Predictor, predict_block
+from unet_core.inference import Predictor, compute_block, read_block
 from unet_core.instances import InstanceRequest
 from unet_core.keeping import LEFT_OUT, Keeper, KeepPlan, KeepRequest, leave_out, plan_keep, tiles_kept
 from unet_core.keeping.grids import by_size, likeliest, steps_that_give
@@ -114,7 +114,8 @@ def results(image: Volume, tiling: Tiling, ndim: int, keeper: Keeper | None) -> 
     for index in range(len(tiling.blocks)):
         kept = None if keeper is None else keeper.of(tiling.block_box(index))
         tiles = None if kept is None else tiles_kept(tiling, index, kept)
-        block = predict_block(image, tiling, index, predictor, probabilities=True, tiles=tiles)
+        source = read_block(image, tiling, index, tiles=tiles)
+        block = compute_block(source, tiling, predictor, probabilities=True)
         assert block.probabilities is not None
         if kept is not None:
             leave_out(kept, block.classes, block.probabilities, value=0)

@@ -124,6 +124,59 @@ def test_mask_is_the_objects_and_it_notices_labels_that_changed(
         Labels.open(str(copy)).mask(LARGEST)
 
 
+def test_a_mask_in_zarr_is_checked_like_any_other(
+    labels: Labels, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In shards that do not lie on the labels' chunks; what is wrong or was stopped does not open."""
+    monkeypatch.setattr("unet_core.query.files._SHARD", 1)
+    for identity in range(1, COUNT + 1):
+        to = str(tmp_path / f"{identity}.zarr")
+        box = save_mask(labels, identity, to)
+        volume = Volume.open(to)
+        np.testing.assert_array_equal(volume.read(volume.box)[0], LABELS[box.slices] == identity)
+    copy = shutil.copytree(url, tmp_path / "labels.zarr")
+    zarr.open_array(copy / "0")[tuple(np.argwhere(LABELS == LARGEST)[0])] = 0
+    with pytest.raises(DataError, match="do not hold what the object table says"):
+        save_mask(Labels.open(str(copy)), LARGEST, str(tmp_path / "wrong.zarr"))
+
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("unet_core.query.files.write_box", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        save_mask(labels, LARGEST, str(tmp_path / "half.zarr"))
+    with pytest.raises(KeyboardInterrupt):
+        save_crop(labels, Box((0, 0, 0), (4, 4, 4)), str(tmp_path / "crop.zarr"))
+    for name in ("wrong", "half", "crop"):
+        with pytest.raises(InputError, match="no multiscales"):
+            Volume.open(str(tmp_path / f"{name}.zarr"))
+
+
+def test_of_a_far_reaching_object_only_the_shards_that_hold_it_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    array = np.zeros((4, 64, 64), "u4")
+    array[0, 0, 0] = array[3, 63, 63] = 1
+    of_class = array.astype("u1")
+    sparse = Labels.open(write_labels(str(tmp_path), array, array[np.newaxis].astype("u2"), of_class))
+    monkeypatch.setattr("unet_core.query.files._SHARD", 1)
+    read: list[Box] = []
+    whole = Volume.read
+    monkeypatch.setattr(Volume, "read", lambda self, box: read.append(box) or whole(self, box))
+    box = save_mask(sparse, 1, str(tmp_path / "m.zarr"))
+    assert (box.shape, len(read)) == ((4, 64, 64), 2)
+
+
+def test_an_exact_box_takes_bounds_from_one_pass_over_the_table(
+    labels: Labels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(labels.table), "rows", lambda *_: pytest.fail("row by row"))
+    box = Box((2, 5, 7), (7, 16, 15))
+    found = labels.box(box, exact=True)
+    assert found["id"].to_pylist() == [i for i in np.unique(LABELS[box.slices]).tolist() if i]
+    assert found.column_names == labels.box(box).column_names == ["id", "whole"]
+
+
 @settings(max_examples=25)
 @given(st.data())
 def test_box_finds_what_lies_in_it(labels: Labels, data: st.DataObject) -> None:
@@ -138,7 +191,7 @@ def test_box_finds_what_lies_in_it(labels: Labels, data: st.DataObject) -> None:
 
 
 def test_neighbours_share_the_faces_that_one_counts(labels: Labels) -> None:
-    for identity in (1, LARGEST):
+    for identity in range(1, COUNT + 1):
         expected: dict[int, list[int]] = {}
         for axis in range(3):
             pairs = (
@@ -330,12 +383,12 @@ class TestRefuses:
         data[len(data) // 3] ^= 0xFF
         path.write_bytes(data)
         opened = Labels.open(str(copy))
-        with pytest.raises(DataError, match="damaged or gone"):
-            opened.objects()
-        with pytest.raises(DataError, match="damaged or gone"):
-            opened.object(1)
+        for ask in (opened.objects, lambda: opened.object(1)):
+            with pytest.raises(InputError, match="damaged or gone") as refused:
+                ask()
+            assert refused.value.where == str(path)
         shutil.rmtree(copy / "tables/lookup")
-        with pytest.raises(DataError, match="damaged or gone"):
+        with pytest.raises(InputError, match="damaged or gone"):
             Labels.open(str(copy)).object(1)
 
     def test_an_image_that_is_gone(self, url: str, copy: Path) -> None:

@@ -15,7 +15,8 @@ from PIL import Image
 from rich.console import Console
 
 from flows.report import comparison_table, scores_table, write_object_picture, write_picture
-from flows.report.objects import coloured
+from flows.report.batch import batch_picture
+from flows.report.objects import coloured, named_alike
 from flows.report.panels import (
     BOTH,
     CLASS_COLOURS,
@@ -30,7 +31,9 @@ from flows.report.picture import Plane, picture_png
 from unet_core.errors import InputError
 from unet_core.evaluation import Scores
 from unet_core.geometry import Box
+from unet_core.sampling import Patch
 from unet_core.targets import IGNORE
+from unet_core.tiling import Footprint
 from unet_core.volumes import Volume
 
 Save = Callable[..., Volume]
@@ -262,3 +265,32 @@ def test_objects_have_colours_of_their_own_and_outlines(save: Save, tmp_path: Pa
         write_object_picture(
             tmp_path / "no.png", image=save("raw2", ids[None]), labels=save("labels2", ids[None]), planes=[3]
         )
+
+
+def test_an_object_that_both_agree_on_has_one_colour() -> None:
+    truth = np.zeros((2, 6, 9), np.int64)
+    truth[0, :, :4], truth[0, :, 4:], truth[1] = 7, 3, 2**40
+    objects = np.zeros((2, 6, 9), np.uint32)
+    objects[0, :, :3], objects[0, :3, 5:], objects[1] = 3, 7, 1
+    named = named_alike(truth, objects)
+    assert np.unique(named[objects == 3]) == [7]
+    assert np.unique(named[objects == 1]) == [2**40]
+    assert np.unique(named[objects == 0]) == [0]
+    (other,) = np.unique(named[objects == 7])  # less than half of what is 3 in truth
+    assert other not in (0, *np.unique(truth))
+    assert not named_alike(truth, np.zeros_like(objects)).any()
+
+
+def test_before_and_after_lie_side_by_side() -> None:
+    classes = np.zeros((1, 20, 30), np.uint8)
+    footprint = Footprint(stride=(1, 1, 1), lower=(0, 0, 0), upper=(0, 0, 0))
+
+    def patch(value: float) -> Patch:
+        return Patch(
+            0, Box.of_shape(classes.shape), np.full((1, 1, 20, 30), value, np.float32), classes, None
+        )
+
+    picture = batch_picture([patch(0.2)], [patch(0.6)], footprint=footprint, class_names=("a", "b"))
+    width = (picture.width - 8) // 4
+    middles = np.asarray(picture)[8 + 23 + 90, 8 + 100 :: width][:4, 0]
+    assert middles.tolist() == [51, 153, 51, 153]

@@ -98,7 +98,7 @@ def test_separated_objects_keep_their_outline_against_background():
     ],
 )
 def test_objects_are_the_positive_ids_also_of_signed_labels(target, expected):
-    labels = np.array([-1, 0, 1, 120, 120], np.int8).reshape(1, 1, 5)
+    labels = np.array([0, 0, 1, 120, 120], np.int8).reshape(1, 1, 5)
     assert classes_of(with_margin(labels), target)[0, 0].tolist() == expected
 
 
@@ -137,7 +137,7 @@ def test_semantic_labels_are_the_classes():
     ("labels", "target", "says"),
     [
         (np.full((3, 3, 3), 255, np.uint8), "semantic", "0 to 254"),
-        (np.full((3, 3, 3), -1, np.int16), "semantic", "0 to 254"),
+        (np.full((3, 3, 3), -1, np.int16), "semantic", "below 0"),
         (np.zeros((3, 3, 3), np.float32), "boundary", "integers"),
         (np.zeros((3, 3, 3), np.uint8), "interior", "not known"),
     ],
@@ -155,3 +155,18 @@ def test_class_names():
         class_names("separated", 3)
     with pytest.raises(InputError, match="three classes"):
         class_names("interior-boundary", 2)
+
+
+@pytest.mark.parametrize("target", ["semantic", *DERIVED])
+def test_numbers_below_zero_are_marks_to_ignore_or_refused(target):
+    """As background they would teach the network, silently, what nobody labelled."""
+    labels = np.full((5, 5, 5), 1, np.int16)
+    labels[2, 2, 2] = -1
+    with pytest.raises(InputError, match="below 0") as refused:
+        classes_of(labels, target)
+    assert "ignore = -1" in str(refused.value)
+    classes = classes_of(labels, target, ignore=-1)
+    assert classes[1, 1, 1] == IGNORE
+    labels[3, 3, 3] = -2
+    with pytest.raises(InputError, match="-2"):
+        classes_of(labels, target, ignore=-1)

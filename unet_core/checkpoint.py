@@ -25,13 +25,13 @@ from unet_core.architecture import UNetSpec
 from unet_core.card_entries import CARD, RULE, SCALE, SPEC, require_entries
 from unet_core.errors import InputError
 from unet_core.model import UNet
+from unet_core.model_folder import AGAIN, DESCRIPTION, FORMAT, WEIGHTS, document_of, read_folder
 from unet_core.normalisation import NormalisationRule, Scale
 from unet_core.volumes import Store
 
-FORMAT = 1
 # What becomes float32 without a loss that matters; int64 counts batch norm's batches.
 _NUMBERS = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64})
-_DESCRIPTION, _WEIGHTS, _TRAINING = "model.json", "weights.safetensors", "training.json"
+_TRAINING = "training.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,17 +121,17 @@ class StoredModel:
 def save_model(store: Store, card: ModelCard, model: UNet, *, training: dict[str, Any] | None = None) -> None:
     """Write a model folder. The description goes last: a folder that has one is whole."""
     files = model_files(card, model)
-    store.write(_WEIGHTS, files[_WEIGHTS])
+    store.write(WEIGHTS, files[WEIGHTS])
     if training is not None:
         store.write(_TRAINING, json.dumps(training, indent=1).encode())
-    store.write(_DESCRIPTION, files[_DESCRIPTION])
+    store.write(DESCRIPTION, files[DESCRIPTION])
 
 
 def model_files(card: ModelCard, model: UNet) -> dict[str, bytes]:
     """The two files that make a model folder, by name."""
     tensors = {name: t.detach().float().cpu().contiguous() for name, t in model.state_dict().items()}
     document = {"format": FORMAT, **asdict(card), "scale": card.scale.to_dict()}
-    return {_DESCRIPTION: json.dumps(document, indent=1).encode(), _WEIGHTS: save_tensors(tensors)}
+    return {DESCRIPTION: json.dumps(document, indent=1).encode(), WEIGHTS: save_tensors(tensors)}
 
 
 def adopt(network: UNet, stored: StoredModel) -> tuple[str, ...]:
@@ -173,20 +173,9 @@ def load_model(url: str) -> StoredModel:
         No such folder, a file missing or damaged, a newer format, or weights of another architecture.
     """
     store = Store(url)
-    if not store.exists():
-        raise InputError("no such model", where=store.url, fix="train one: unet-flows train --help")
-    files = {name: store.read(name) for name in (_DESCRIPTION, _WEIGHTS)}
-    missing = [name for name, data in files.items() if data is None]
-    if missing:
-        raise InputError(
-            "this is not a whole model folder",
-            where=store.url,
-            expected=f"{_DESCRIPTION} and {_WEIGHTS}",
-            found=f"no {' and no '.join(missing)}",
-        )
-    description, weights = (data or b"" for data in files.values())
-    card = parse_card(description, where=f"{store.url}/{_DESCRIPTION}")
-    where = f"{store.url}/{_WEIGHTS}"
+    description, weights = read_folder(store)
+    card = parse_card(description, where=f"{store.url}/{DESCRIPTION}")
+    where = f"{store.url}/{WEIGHTS}"
     check_tensors(card.spec, read_tensors(weights, where=where), where=where)
     digest = hashlib.sha256(description + weights).hexdigest()
     return StoredModel(store.url, card, digest, weights)
@@ -195,16 +184,7 @@ def load_model(url: str) -> StoredModel:
 def parse_card(description: bytes, *, where: str) -> ModelCard:
     """The card in the bytes of a model.json; InputError where it is not one."""
     try:
-        document = json.loads(description)
-        version = document.pop("format")
-        if version != FORMAT:
-            raise InputError(
-                "this model folder has another format",
-                where=where,
-                expected=f"format {FORMAT}",
-                found=version,
-                fix="update unet-flows",
-            )
+        document = document_of(description, where="")
         require_entries(document, CARD)
         for name, entries in (("spec", SPEC), ("normalisation", RULE), ("scale", SCALE)):
             require_entries(document[name], entries, place=name)
@@ -227,7 +207,10 @@ def parse_card(description: bytes, *, where: str) -> ModelCard:
             fix=error.fix,
         ) from None
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-        raise InputError("this model description cannot be read", where=where, found=repr(error)) from None
+        found = f"{type(error).__name__}: {error}"
+        raise InputError(
+            "this model description cannot be read", where=where, found=found, fix=AGAIN
+        ) from None
 
 
 def read_tensors(weights: bytes, *, where: str) -> dict[str, Tensor]:
@@ -235,7 +218,13 @@ def read_tensors(weights: bytes, *, where: str) -> dict[str, Tensor]:
     try:
         return load_tensors(weights)
     except SafetensorError as error:
-        raise InputError("these weights cannot be read", where=where, found=str(error)) from None
+        raise InputError(
+            "these weights cannot be read",
+            where=where,
+            expected="a safetensors file, whole",
+            found=str(error),
+            fix="copy or export it again",
+        ) from None
 
 
 def check_tensors(spec: UNetSpec, tensors: Mapping[str, Tensor], *, where: str) -> None:

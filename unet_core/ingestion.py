@@ -207,8 +207,16 @@ def create_output(plan: IngestPlan, store: Store) -> None:
     )
 
 
-def write_slab(plan: IngestPlan, source: Source, array: zarr.Array[Any], index: int) -> str:
-    """Copy slab `index` into level 0, whole shards of it; returns its digest. Twice leaves the same bytes.
+@dataclass(frozen=True)
+class Slab:
+    """What was copied: the digest of its voxels, and of labels how many of them are below 0."""
+
+    digest: str
+    below_zero: int = 0
+
+
+def write_slab(plan: IngestPlan, source: Source, array: zarr.Array[Any], index: int) -> Slab:
+    """Copy slab `index` into level 0, whole shards of it. Twice leaves the same bytes.
 
     Parameters
     ----------
@@ -223,7 +231,8 @@ def write_slab(plan: IngestPlan, source: Source, array: zarr.Array[Any], index: 
     timepoint, box = plan.slab_at(index)
     data = source.read(box, timepoint=timepoint)
     write_box(array, box, data if "c" in plan.axes else data[0], timepoint=timepoint)
-    return digest_of(data)
+    signed = plan.kind == "labels" and data.dtype.kind == "i"
+    return Slab(digest_of(data), int(np.count_nonzero(data < 0)) if signed else 0)
 
 
 def _check_labels(source: Source) -> None:

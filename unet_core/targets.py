@@ -60,12 +60,14 @@ def classes_of(
     Raises
     ------
     InputError
-        Labels that are not integers, semantic labels outside 0 to 254, an unknown target.
+        Labels that are not integers, or below 0 but for `ignore`; semantic labels above 254; an unknown
+        target.
     """
     require_target(target)
     if labels.dtype.kind not in "uib":
         raise InputError("labels must be integers", expected="ids or classes", found=labels.dtype)
     inside = labels[(slice(MARGIN, -MARGIN),) * 3]
+    _require_none_below_zero(inside, ignore)
     unlabelled = np.zeros(inside.shape, bool) if ignore is None else inside == ignore
     if target == "semantic":
         known = np.where(unlabelled, 0, inside)
@@ -81,6 +83,26 @@ def classes_of(
         classes = _from_ids(labels, target, planar=planar, ignore=ignore)
     classes[unlabelled] = IGNORE
     return classes
+
+
+def _require_none_below_zero(labels: NDArray[Any], ignore: int | None) -> None:
+    """A number below 0 is a mark, and what it means only people know: as background it would teach a lie."""
+    if labels.dtype.kind != "i" or not labels.size or labels.min() >= 0:
+        return
+    marks = np.unique(labels[labels < 0])
+    unknown = marks[marks != ignore] if ignore is not None else marks
+    if not unknown.size:
+        return
+    fix = "give voxels that nobody labelled one number, and name it with --ignore"
+    if unknown.size == 1 and ignore is None:
+        mark = unknown[0]
+        fix = f"if {mark} marks what nobody labelled: --ignore={mark}, or ignore = {mark} in a training file"
+    raise InputError(
+        "labels below 0 are neither ids nor classes",
+        expected=f"0 for the background, numbers above it{'' if ignore is None else f', {ignore} to ignore'}",
+        found=", ".join(map(str, unknown[:8])) + (" and others" if unknown.size > 8 else ""),
+        fix=fix,
+    )
 
 
 def end_at(labels: NDArray[Any], box: Box, region: Box) -> None:

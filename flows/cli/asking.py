@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 verbs = typer.Typer(rich_markup_mode=None)
 app.add_typer(verbs, name="query")
 
-Identity = Annotated[int, typer.Argument(metavar="ID", help="An object's id", show_default=False)]
+# Text, so that what is no id is refused as everything else is, -3 too.
+Identity = Annotated[str, typer.Argument(metavar="ID", help="An object's id", show_default=False)]
+_NEGATIVE = {"ignore_unknown_options": True}  # a number below 0 looks like an option
 Region = Annotated[
     str, typer.Argument(metavar="BOX", help="z0:z1,y0:y1,x0:x1 in voxels, half-open", show_default=False)
 ]
@@ -45,7 +47,7 @@ def info(context: typer.Context, partial: Partial = False, as_json: AsJson = Fal
     report(ask.info(_open(context, partial)), as_json, _facts)
 
 
-@verbs.command(context_settings={"ignore_unknown_options": True})  # a place below 0 looks like one
+@verbs.command(context_settings=_NEGATIVE)
 def at(
     context: typer.Context,
     position: Annotated[str, typer.Argument(metavar="Z,Y,X", help="A place", show_default=False)],
@@ -61,17 +63,17 @@ def at(
     report(ask.at(_open(context, partial), position, physical=physical), as_json, _facts)
 
 
-@verbs.command("object")
+@verbs.command("object", context_settings=_NEGATIVE)
 def object_(
     context: typer.Context, identity: Identity, partial: Partial = False, as_json: AsJson = False
 ) -> None:
     """The measurements of one object."""
     from flows import query as ask
 
-    report(ask.one(_open(context, partial), identity), as_json, _facts)
+    report(ask.one(_open(context, partial), ask.identity(identity)), as_json, _facts)
 
 
-@verbs.command()
+@verbs.command(context_settings=_NEGATIVE)
 def mask(
     context: typer.Context,
     identity: Identity,
@@ -82,7 +84,7 @@ def mask(
     """Write which voxels are an object's, cropped to its box."""
     from flows import query as ask
 
-    report(ask.mask(_open(context, partial), identity, to=to), as_json, _facts)
+    report(ask.mask(_open(context, partial), ask.identity(identity), to=to), as_json, _facts)
 
 
 @verbs.command()
@@ -91,12 +93,14 @@ def box(
     region: Region,
     exact: Annotated[
         bool,
-        typer.Option("--exact", help="Leave out objects whose bounding boxes alone reach in; reads labels"),
+        typer.Option(
+            "--exact", help="By voxels: leave out objects of which only the bounding box reaches in"
+        ),
     ] = False,
     partial: Partial = False,
     as_json: AsJson = False,
 ) -> None:
-    """Which objects are in a box, as a whole or in part."""
+    """Which objects are in a box, as a whole or in part; by bounding boxes, with --exact by voxels."""
     from flows import query as ask
 
     report(ask.box(_open(context, partial), region, exact=exact), as_json, _rows)
@@ -122,12 +126,20 @@ def objects(
     partial: Partial = False,
     as_json: AsJson = False,
 ) -> None:
-    """Which objects fulfil a condition."""
+    """Which objects fulfil a condition, in the table's units: places and boxes (z, z0, z1) in voxels; volume,
+    axes, moments and z_physical in units of the voxel size, which `info` tells column by column."""
     from flows import query as ask
     from unet_core.query import table_bytes
 
     if format not in (None, "csv", "json"):
         raise InputError("--format is not known", expected="csv or json; --to writes files", found=format)
+    if format is not None and (as_json or to is not None):
+        raise InputError(
+            "these options each say where the rows go, and how",
+            expected="one of --json, --format and --to",
+            found=f"--format {format} and {'--json' if as_json else f'--to {to}'}",
+            fix="leave one out; the name after --to says how it is written: .csv, .json or .parquet",
+        )
     labels = _open(context, partial)
     printed = to is None and format is None
     if printed and limit is None:
@@ -158,14 +170,14 @@ def crop(
     report(ask.crop(_open(context, partial), region, to=to, image=not no_image), as_json, _facts)
 
 
-@verbs.command()
+@verbs.command(context_settings=_NEGATIVE)
 def neighbours(
     context: typer.Context, identity: Identity, partial: Partial = False, as_json: AsJson = False
 ) -> None:
     """Which objects touch one, and over what area."""
     from flows import query as ask
 
-    report(ask.neighbours(_open(context, partial), identity), as_json, _rows)
+    report(ask.neighbours(_open(context, partial), ask.identity(identity)), as_json, _rows)
 
 
 def _open(context: typer.Context, partial: bool) -> Labels:

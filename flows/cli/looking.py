@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -39,7 +41,7 @@ def evaluate(
         str | None, typer.Option(help="Also score trivial answers that are chosen on this box")
     ] = None,
     picture: Annotated[
-        str | None, typer.Option(help="PNG to write: raw, truth, prediction, side by side")
+        str | None, typer.Option(help="New .png to write: raw, truth, prediction, side by side")
     ] = None,
     partial: Annotated[
         bool, typer.Option("--partial", help="Evaluate labels that are not complete, too")
@@ -49,8 +51,8 @@ def evaluate(
     """Compare labels with the truth, block by block: IoU, Dice and pixel error per class, or, with
     --instances, Rand, information, average precision, panoptic quality and SEG."""
     require_there("no such volume", labels, truth, image)
+    from flows.evaluate import doubts, evaluate_instances
     from flows.evaluate import evaluate as run
-    from flows.evaluate import evaluate_instances
     from flows.parsing import choice
     from flows.summary import print_evaluation, print_instances
 
@@ -71,7 +73,16 @@ def evaluate(
             image=image,
             picture=picture,
         )
-        document = {**place, "roi": roi, "planar": planar, "ignore": ignore, **scores.to_dict()}
+        notes = doubts(labels, truth)
+        document = {
+            **place,
+            "roi": roi,
+            "planar": planar,
+            "ignore": ignore,
+            **scores.to_dict(),
+            "notes": notes,
+        }
+        _tell(notes)
         report(document, as_json, lambda _: print_instances(scores))
         return
     result = run(
@@ -87,7 +98,13 @@ def evaluate(
         trivial_from=trivial,
         picture=picture,
     )
+    _tell(result.notes)
     report({**place, **result.to_dict()}, as_json, lambda _: print_evaluation(result))
+
+
+def _tell(notes: Iterable[str]) -> None:
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
 
 
 @app.command()

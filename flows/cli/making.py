@@ -16,10 +16,12 @@ from flows.config import IngestConfig, SegmentConfig, StitchConfig, TrainConfig
 def ingest(yes: Yes = False, as_json: AsJson = False, **parameters: Any) -> None:
     """Convert TIFF, HDF5, NPZ or PNG to a sharded, multiscale OME-Zarr volume."""
     from flows.config import validate
-    from unet_core.sources import files_of
+    from unet_core.sources import files_of, open_source
 
-    config = validate(IngestConfig, parameters)
+    config = validate(IngestConfig, parameters, options=parameters)
     files_of(config.sources)
+    if not config.each:
+        open_source(config.sources, dataset=config.dataset, axes=config.axes).close()
     from flows.ingest import ingest as flow
     from flows.ingest import plan, plan_each
     from flows.outcome import told
@@ -49,6 +51,7 @@ def train(
 ) -> None:
     """Train a U-Net on labelled boxes of one or several volumes; the same command again goes on."""
     from flows.config import read_cluster, read_training
+    from flows.pairs import pairs_of
 
     given = {k: v for k, v in parameters.items() if v is not None}
     if init is not None:
@@ -60,11 +63,15 @@ def train(
         report(write(init, config=config, given=given), as_json, print_proposal)
         return
     settings = read_training(config, given)
-    require_there("no such volume", settings.image, settings.labels)
-    for pair in (*settings.pairs, *settings.validation):
+    pairs, held_out = pairs_of(settings)
+    for pair in (*pairs, *held_out):
         require_there("no such volume", pair.image, pair.labels)
     require_there("no such model", settings.fine_tune)
     read_cluster(settings.cluster, workers=settings.workers)
+    if settings.fine_tune is not None:
+        from unet_core.model_folder import require_model
+
+        require_model(settings.fine_tune)
     from flows.outcome import told
     from flows.summary import print_training
     from flows.train import flow_of, prepare, recorded
@@ -88,11 +95,17 @@ def segment(
     """Segment a volume: exact overlapping tiles in, one seamless label volume out."""
     from flows.config import read_cluster, validate
 
-    config = validate(SegmentConfig, parameters)
+    config = validate(SegmentConfig, parameters, options=parameters)
     require_there("no such volume", config.volume)
     require_there("no such mask", config.mask)
     require_there("no such model", config.model, fix="train one: unet-flows train --help")
     cluster = read_cluster(config.cluster, workers=config.workers)
+    # Here too, in a second: what follows takes five to load.
+    from unet_core.model_folder import require_model
+    from unet_core.volumes import Volume
+
+    require_model(config.model)
+    Volume.open(config.volume, level=config.level)
     from flows.outcome import told
     from flows.segment import plan as make_plan
     from flows.segment import segment as flow
@@ -115,7 +128,7 @@ def stitch(yes: Yes = False, as_json: AsJson = False, **parameters: Any) -> None
     """Merge the instances of an output anew, under other thresholds, without the network."""
     from flows.config import validate
 
-    config = validate(StitchConfig, parameters)
+    config = validate(StitchConfig, parameters, options=parameters)
     require_there("no such labels", config.labels)
     from flows.outcome import told
     from flows.stitch import plan

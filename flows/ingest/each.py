@@ -100,13 +100,15 @@ def ingest_each(config: IngestConfig) -> dict[str, Any]:
     """
     members = plan_each(config)
     began, folder = time.monotonic(), Store(config.to)
-    result = volumes(config, members)
+    notes: list[str] = []
+    result = volumes(config, members, notes)
     document = {
         "command": "ingest",
         "status": "complete" if result.complete else "partial" if result.stopped else "failed",
         "output": folder.url,
         "stages": {STAGE: result.to_dict()},
         "seconds": round(time.monotonic() - began, 3),
+        "notes": notes,
     }
     if result.complete:
         return document
@@ -122,15 +124,18 @@ def ingest_each(config: IngestConfig) -> dict[str, Any]:
 
 
 @task(name=STAGE, cache_policy=NO_CACHE)
-def volumes(config: IngestConfig, members: tuple[Member, ...]) -> StageResult:
-    """Every volume that is missing, one after the other; those that fail are told of at the end."""
+def volumes(config: IngestConfig, members: tuple[Member, ...], notes: list[str]) -> StageResult:
+    """Every volume that is missing, one after the other; those that fail are told of at the end.
+
+    What people should know about single volumes is appended to `notes`.
+    """
     result = StageResult(STAGE, len(members), skipped=sum(member.complete for member in members))
     began = time.monotonic()
     with stage_progress(STAGE, len(members), prefect=True) as progress:
         try:
             for index, member in enumerate(members):
                 if not member.complete:
-                    _do(config, member, index, result)
+                    _do(config, member, index, result, notes)
                 if result.stopped:
                     break
                 result.seconds = time.monotonic() - began
@@ -144,7 +149,7 @@ def volumes(config: IngestConfig, members: tuple[Member, ...]) -> StageResult:
     return result
 
 
-def _do(config: IngestConfig, member: Member, index: int, result: StageResult) -> None:
+def _do(config: IngestConfig, member: Member, index: int, result: StageResult, notes: list[str]) -> None:
     """One volume, and what came of it into the result."""
     try:
         with owned("ingest", member.output) as run:
@@ -160,6 +165,7 @@ def _do(config: IngestConfig, member: Member, index: int, result: StageResult) -
     except UnetFlowsError as error:
         _failed(member, index, result, error)
     else:
+        notes += [f"{member.file}: {note}" for note in document["notes"]]
         result.done += 1
         result.voxels += document["stages"]["copy"]["voxels"]
 

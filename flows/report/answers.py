@@ -9,6 +9,11 @@ from rich.console import Console
 from rich.table import Table
 
 _SHOWN = 1000  # rows
+# What it means that an object is in a box.
+_BY = {
+    "bounding boxes": "; by bounding boxes: some may have no voxel in the box, --exact leaves these out",
+    "voxels": "; each with a voxel in the box",
+}
 
 
 def print_facts(document: dict[str, Any]) -> None:
@@ -16,7 +21,11 @@ def print_facts(document: dict[str, Any]) -> None:
     table = Table(title=document["verb"], title_justify="left", show_header=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
-    for name, value in _flat(document).items():
+    facts = _flat(document)
+    if facts.get("units"):  # of `info`: a column and what it is measured in
+        named = facts.pop("units")
+        facts["columns"] = [f"{name} ({unit})" if unit else name for name, unit in named.items()]
+    for name, value in facts.items():
         if name not in ("command", "verb", "labels"):
             table.add_row(name, _text(value))
     Console().print(table)
@@ -35,7 +44,9 @@ def print_rows(document: dict[str, Any]) -> None:
     if rows:
         console.print(table)
     total = document.get("matching", document["count"])
-    console.print(f"{min(len(rows), _SHOWN):,} of {total:,}" if total else "none")
+    said = f"{min(len(rows), _SHOWN):,} of {total:,}" if total else "none"
+    said += _BY.get(document.get("by", ""), "")
+    console.print(said, soft_wrap=True, highlight=False)
 
 
 def _flat(document: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The picture of a batch, for eyes: patches before and after augmentation, one row per patch.
 
-| before | its classes | after | its classes |     all that the network reads; the patch itself in a frame
+| before | after | before | after |     what the network reads, the patch in a frame; then with classes
 """
 
 from __future__ import annotations
@@ -46,12 +46,20 @@ def batch_picture(
             expected="as many before as after, at least one",
             found=f"{len(before)} and {len(after)}",
         )
+    # What one compares lies side by side: the image with the image, the classes with the classes.
     rows = [
-        [*_panels("before", first, footprint), *_panels("after", second, footprint)]
+        [
+            panel
+            for both in zip(_panels("before", first, footprint), _panels("after", second, footprint))
+            for panel in both
+        ]
         for first, second in zip(before, after)
     ]
     legend = [*class_legend(class_names), ("not labelled", _UNLABELLED)]
-    notes = ["in the frame: the patch, which has labels; around it: the context that the network reads"]
+    notes = [
+        "after: the same place, flipped, turned and deformed around its middle, and recoloured",
+        "in the frame: the patch, which has labels; around it: the context that the network reads",
+    ]
     return compose(rows, [legend], notes=notes)
 
 
@@ -66,7 +74,7 @@ def _panels(title: str, patch: Patch, footprint: Footprint) -> list[Panel]:
     unlabelled = patch.classes[z] == IGNORE
     inside[unlabelled] = inside[unlabelled] // 4 + np.array(_UNLABELLED, np.uint8) * 3 // 4
     box = (left - 1, top - 1, left + width, top + height)
-    return [Panel(title, _framed(raw, box)), Panel("its classes", _framed(coloured, box))]
+    return [Panel(title, _framed(raw, box)), Panel(f"{title}: classes", _framed(coloured, box))]
 
 
 def _framed(pixels: NDArray[np.uint8], box: tuple[int, int, int, int]) -> NDArray[np.uint8]:

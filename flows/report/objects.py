@@ -2,6 +2,7 @@
 
 | raw | truth | objects |        one row per plane; without a truth: | raw | objects |
 
+An object that truth and prediction agree on, by more than half of what both cover, has one colour in both.
 Hues of consecutive ids lie far apart, and outlines are drawn where ids meet: two neighbours that chance to be
 alike still show as two.
 """
@@ -60,13 +61,16 @@ def write_object_picture(
         require_same_shape(volume, image)
     boxes = boxes_of_planes(image, roi or image.box, planes)
     rows = []
-    for box, raw in zip(boxes, grey([image.read(box)[:, 0] for box in boxes])):
+    ids = {what: np.stack([volume.read(box)[0, 0] for box in boxes]) for what, volume in shown}
+    if truth is not None:
+        ids["objects"] = named_alike(ids["truth"], ids["objects"])
+    for k, (box, raw) in enumerate(zip(boxes, grey([image.read(box)[:, 0] for box in boxes]))):
         row = [Panel(f"raw, z = {box.lower[0]}", raw)]
-        row += [Panel(what, coloured(raw, volume.read(box)[0, 0])) for what, volume in shown]
-        rows.append(row)
+        rows.append(row + [Panel(what, coloured(raw, planes_of[k])) for what, planes_of in ids.items()])
     cut = boxes[0]
+    same = "; the same in truth and objects where these planes agree on it (IoU above 0.5)"
     notes = [
-        "a colour for each object, an outline where it meets another",
+        f"a colour for each object, an outline where it meets another{same if truth is not None else ''}",
         f"y {cut.lower[1]}:{cut.upper[1]}, x {cut.lower[2]}:{cut.upper[2]}",
     ]
     try:
@@ -74,6 +78,25 @@ def write_object_picture(
     except OSError as error:
         raise InputError("the picture cannot be written", where=path, found=error.strerror) from None
     return Path(path)
+
+
+def named_alike(truth: NDArray[Any], objects: NDArray[Any]) -> NDArray[np.uint64]:
+    """`objects` with the ids of the true objects that they match, and new ones for all others.
+
+    A match is an intersection over union above 0.5, which an object can have with one other alone.
+    """
+    true, t = np.unique(truth, return_inverse=True)
+    found, p = np.unique(objects, return_inverse=True)
+    t, p = t.ravel(), p.ravel()
+    pairs, common = np.unique(t * found.size + p, return_counts=True)
+    one, other = np.divmod(pairs, found.size)
+    union = np.bincount(t)[one] + np.bincount(p)[other] - common
+    matched = (2 * common > union) & (true[one] > 0) & (found[other] > 0)
+    names = np.arange(found.size, dtype=np.uint64) + np.uint64((max(int(true.max()), 0) + 1) % 2**64)
+    names[other[matched]] = true[one[matched]].astype(np.uint64)
+    names[found == 0] = 0
+    named: NDArray[np.uint64] = names[p].reshape(objects.shape)
+    return named
 
 
 def coloured(raw: NDArray[np.uint8], ids: NDArray[Any]) -> NDArray[np.uint8]:

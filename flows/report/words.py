@@ -10,3 +10,8 @@ def duration(seconds: float) -> str:
     if seconds < 2 * 3600:
         return f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.1f} h" if seconds < 72 * 3600 else f"{seconds / 86400:.1f} days"
+
+
+def counted(number: int, thing: str) -> str:
+    """One block, two blocks."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"

@@ -91,7 +91,16 @@ class Truth:
             margin = (MARGIN,) * 3
             labels = self.volume.read(box.grow(margin, margin))[0]
             end_at(labels, box, self.region or self.volume.box)
-            return classes_of(labels, self.target, planar=self.planar, ignore=self.ignore)
+            try:
+                return classes_of(labels, self.target, planar=self.planar, ignore=self.ignore)
+            except InputError as error:
+                raise InputError(
+                    error.problem,
+                    where=f"the truth, {self.volume.url}, box {box}",
+                    expected=error.expected,
+                    found=error.found,
+                    fix=error.fix,
+                ) from None
         values = self.volume.read(box)[0]
         unlabelled = None if self.ignore is None else values == self.ignore
         if unlabelled is not None:
@@ -102,7 +111,9 @@ class Truth:
             volume=self.volume,
             box=box,
             what="the truth",
-            fix="if these are instance ids, add --target foreground or --target boundary; "
+            fix="if a number below 0 marks voxels that nobody labelled, ignore it: --ignore=-1"
+            if values.min() < 0
+            else "if these are instance ids, add --target foreground or --target boundary; "
             "if they are classes, name them all",
         )
         classes: NDArray[np.uint8] = values.astype(np.uint8)

@@ -112,7 +112,7 @@ class Contingency:
                         f"{what} ids must not be negative",
                         where=where,
                         found=ids.min(),
-                        fix="if it marks voxels that nobody labelled, ignore it: --ignore ID"
+                        fix="if it marks voxels that nobody labelled, ignore it: --ignore=ID"
                         if what == "true"
                         else None,
                     )

@@ -21,12 +21,13 @@ from torch import Tensor
 
 from unet_core.architecture import UNetSpec
 from unet_core.card_entries import SPEC, require_entries
-from unet_core.checkpoint import FORMAT, ModelCard, check_tensors, parse_card, read_tensors, save_model
+from unet_core.checkpoint import ModelCard, check_tensors, parse_card, read_tensors, save_model
 from unet_core.errors import InputError
 from unet_core.exchange.extras import require
 from unet_core.exchange.pickled import read_pickled
 from unet_core.exchange.shapes import infer_spec, unwrapped
 from unet_core.model import UNet
+from unet_core.model_folder import FORMAT
 from unet_core.volumes import Store
 
 _RDF = ("rdf.yaml", "bioimageio.yaml", "model.yaml")

@@ -132,6 +132,8 @@ class LabelFacts:
         Per axis of the first region, labelled voxels (above 0) in each plane across it.
     whole
         Whether every voxel was looked at.
+    below_zero
+        Numbers below 0 that were met, a few of many: marks. Everything else takes their voxels for 0.
     """
 
     values: dict[int, int]
@@ -145,6 +147,7 @@ class LabelFacts:
     continuity: float
     profiles: tuple[tuple[int, ...], ...]
     whole: bool
+    below_zero: tuple[int, ...] = ()
 
 
 def measure_labels(regions: Sequence[tuple[Volume, Box]]) -> LabelFacts:
@@ -201,6 +204,7 @@ class _Looked:
         self._voxels = self._open = self._boundary = 0
         self._between = self._faces = 0
         self._pairs = self._same = 0
+        self._below: set[int] = set()
 
     def begin(self) -> None:
         """Of another region: its ids are its own."""
@@ -213,6 +217,9 @@ class _Looked:
 
     def add(self, grown: NDArray[Any], box: Box, *, profiled: bool) -> None:
         """Labels of a box with `MARGIN` voxels around it; those below 0 count as 0."""
+        if grown.dtype.kind == "i" and grown.min() < 0 and len(self._below) < _FEW:
+            within = grown[(slice(MARGIN, -MARGIN),) * 3]
+            self._below.update(np.unique(within[within < 0])[:_FEW].tolist())
         grown = np.maximum(grown, 0)
         inside = grown[(slice(MARGIN, -MARGIN),) * 3]
         if not inside.any():  # most of a sparse truth
@@ -292,6 +299,7 @@ class _Looked:
             continuity=continuity,
             profiles=tuple(tuple(profile.tolist()) for profile in self._profiles),
             whole=whole,
+            below_zero=tuple(sorted(self._below)),
         )
 
 

@@ -60,6 +60,8 @@ def propose(
     region = region or Box.of_shape(image.shape)
     ndim, why_ndim = dimensions(image, labels)
     target, ignore, why_target = choose_target(labels, target)
+    if len(labels.below_zero) == 1:  # such as -1; of several nobody can tell, and training refuses them
+        (ignore,) = labels.below_zero
     choices = [Choice("target", target, f"{why_target}. Also possible: {_others(target)}")]
     if ignore is not None:
         choices.append(Choice("ignore", ignore, "taken for voxels that nobody labelled; leave it out if not"))

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from io import BytesIO
+from itertools import product
 from pathlib import PurePath
 from typing import Any
 
@@ -13,10 +16,11 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 import tifffile
+import zarr
 from numpy.typing import NDArray
 
 from unet_core.errors import InputError
-from unet_core.geometry import Box, Grid, ceil_div
+from unet_core.geometry import Box, Grid, Shape, ceil_div
 from unet_core.metadata import PyramidLevel
 from unet_core.query.labels import Labels
 from unet_core.volumes import Store, Volume, before_work, create_multiscale, open_for_writing, write_box
@@ -67,18 +71,17 @@ def save_mask(labels: Labels, identity: int, to: str) -> Box:
     InputError
         An id that no object has, another suffix than .zarr, .tif or .npz, something there already, a box
         too large for anything but .zarr.
+    DataError
+        The labels do not hold what the table says; a .zarr that was begun does not open.
     """
     suffix = _suffix(to, ARRAYS)
     _require_new(to)
     box = labels.box_of(identity)
     if suffix == ".zarr":
-        parts = [part for part, _ in labels.parts(identity, box)]
-        _create(Store(to), labels.volume, box, dtype=np.dtype(np.uint8), name=f"object {identity}")
-        array = open_for_writing(Store(to), "0")
-        for target in _targets(labels.volume, box):
-            if any(target.intersect(part) for part in parts):
-                inside = labels.volume.read(target)[0] == identity
-                write_box(array, target.relative_to(box.lower), inside.astype(np.uint8))
+        with _created(
+            Store(to), labels.volume, box, dtype=np.dtype(np.uint8), name=f"object {identity}"
+        ) as array:
+            _write_mask(array, labels, identity, box)
         return box
     _, mask = labels.mask(identity)
     if suffix == ".npz":
@@ -125,24 +128,58 @@ def _crop_to_zarr(labels: Labels, box: Box, store: Store, *, image: bool) -> Non
         pairs.append((labels.image, store, "image"))
     for volume, target, kind in reversed(pairs):
         channels = volume.channels if kind == "image" else ()
-        _create(target, labels.volume, box, channels=channels, dtype=volume.dtype, name="crop")
-        array = open_for_writing(target, "0")
-        for part in _targets(labels.volume, box):
-            data = volume.read(part)
-            write_box(array, part.relative_to(box.lower), data if kind == "image" else data[0])
+        with _created(
+            target, labels.volume, box, channels=channels, dtype=volume.dtype, name="crop"
+        ) as array:
+            for part in _targets(labels.volume, box):
+                data = volume.read(part)
+                write_box(array, part.relative_to(box.lower), data if kind == "image" else data[0])
     if image:
         listing = {"ome": {"version": "0.5", "labels": ["objects"]}}
         group = {"zarr_format": 3, "node_type": "group", "attributes": listing}
         store.write("labels/zarr.json", json.dumps(group, indent=2).encode())
 
 
-def _create(
+def _write_mask(array: zarr.Array[Any], labels: Labels, identity: int, box: Box) -> None:
+    """Shard by shard, and reads only what is near the object; DataError as `Labels.mask` raises it."""
+    size = _shard(labels.volume, box)
+    parts = list(labels.parts(identity, box))
+    meeting: dict[tuple[int, ...], list[int]] = {}  # the shards that hold voxels of it, and parts in each
+    for number, (part, _) in enumerate(parts):
+        inside = part.relative_to(box.lower)
+        spans = [range(a // n, ceil_div(b, n)) for a, b, n in zip(inside.lower, inside.upper, size)]
+        for cell in product(*spans):
+            meeting.setdefault(cell, []).append(number)
+    found = [0] * len(parts)
+    for cell, numbers in sorted(meeting.items()):
+        lower = tuple(a + c * n for a, c, n in zip(box.lower, cell, size))
+        target = Box(lower, tuple(a + n for a, n in zip(lower, size))).intersect(box)
+        mask = np.zeros(target.shape, np.uint8)
+        here = [parts[number][0].intersect(target) for number in numbers]
+        hull = Box(
+            tuple(map(min, zip(*(part.lower for part in here)))),
+            tuple(map(max, zip(*(part.upper for part in here)))),
+        )
+        mask[hull.relative_to(lower).slices] = labels.volume.read(hull)[0] == identity
+        for number, part in zip(numbers, here):
+            found[number] += int(np.count_nonzero(mask[part.relative_to(lower).slices]))
+        write_box(array, target.relative_to(box.lower), mask)
+    for (part, voxels), count in zip(parts, found):
+        labels.require_voxels(identity, part, voxels, count)
+
+
+@contextmanager
+def _created(
     store: Store, volume: Volume, box: Box, *, dtype: np.dtype[Any], name: str, channels: tuple[int, ...] = ()
-) -> None:
-    """An image of these channels, or labels where there are none, placed as the box of `volume`."""
+) -> Iterator[zarr.Array[Any]]:
+    """An image of these channels, or labels where there are none, placed as the box of `volume`.
+
+    It opens as a volume when the block ends well: what is killed half-way must not look like an answer.
+    """
     leading = (len(channels),) if channels else ()
     chunk = tuple(min(c, n) for c, n in zip(volume.chunk_shape, box.shape))
-    create_multiscale(
+    create = partial(
+        create_multiscale,
         store,
         kind="image" if channels else "labels",
         axes="c" * len(leading) + volume.spatial_axes,
@@ -156,12 +193,19 @@ def _create(
         unit=volume.unit,
         name=name,
     )
+    create(opens=False)
+    yield open_for_writing(store, "0")
+    create()
+
+
+def _shard(volume: Volume, box: Box) -> Shape:
+    """What `_created` writes at a time."""
+    return tuple(_SHARD * min(c, n) for c, n in zip(volume.chunk_shape, box.shape))
 
 
 def _targets(volume: Volume, box: Box) -> Iterator[Box]:
-    """Pieces of a box, each whole shards of what `_create` makes of it."""
-    size = tuple(_SHARD * min(c, n) for c, n in zip(volume.chunk_shape, box.shape))
-    for cell in Grid(Box.of_shape(box.shape), size):
+    """Pieces of a box, each whole shards of what `_created` makes of it."""
+    for cell in Grid(Box.of_shape(box.shape), _shard(volume, box)):
         yield cell.shift(box.lower).intersect(box)
 
 

@@ -69,7 +69,11 @@ class Labels:
                 "no labels of unet-flows are here",
                 where=store.url,
                 expected="an output of unet-flows segment",
-                found=f"an output of {record.kind}" if record else "no run" if store.exists() else "nothing",
+                found=f"an output of {record.kind}"
+                if record
+                else "something without a run of unet-flows"
+                if store.exists()
+                else "nothing",
                 fix="check the path",
             )
         if not partial:
@@ -121,10 +125,16 @@ class Labels:
             "classes": list(self.classes),
             "objects": None if table is None else table.count,
             "columns": None if table is None else list(table.columns),
+            "units": None if table is None else table.units,
         }
 
     def at(self, position: Sequence[float], *, physical: bool = False) -> int:
-        """The id at a voxel, or at a place in physical units; 0 in the background.
+        """The id at a voxel, or at a place in physical units; 0 in the background. Raises as `voxel_at`."""
+        voxel = self.voxel_at(position, physical=physical)
+        return int(self.volume.read(Box(voxel, tuple(v + 1 for v in voxel))).item())
+
+    def voxel_at(self, position: Sequence[float], *, physical: bool = False) -> tuple[int, ...]:
+        """The voxel that holds a place: z, y, x, the nearest centre, which lie at whole numbers of voxels.
 
         Raises
         ------
@@ -153,7 +163,7 @@ class Labels:
                 expected=f"a voxel within {self.volume.box}",
                 found=f"voxel {','.join(map(str, voxel))}",
             )
-        return int(self.volume.read(box).item())
+        return voxel
 
     def object(self, identity: int) -> dict[str, Any]:
         """All measurements of one object.
@@ -199,25 +209,31 @@ class Labels:
         """
         box = self.inside(box)
         found = self.table.overlapping(box)
-        if not exact:
-            return found
+        if exact:
+            there = found["whole"].to_numpy(zero_copy_only=False).copy()
+            there[~there] = self._reached(box, found.filter(pa.array(~there)))
+            found = found.filter(pa.array(there))
+        return found.select(["id", "whole"])
+
+    def _reached(self, box: Box, found: pa.Table) -> NDArray[np.bool_]:
+        """Which objects, ordered by id, have a voxel in a box; reads chunks while one is left to be seen."""
+        seen = np.zeros(found.num_rows, bool)
         ids = found["id"].to_numpy()
-        there = found["whole"].to_numpy(zero_copy_only=False).copy()
-        lower, upper = self._bounds(ids[~there])
-        undecided = ids[~there]
-        seen = np.zeros(undecided.size, bool)
+        lower, upper = (
+            np.stack([found[f"{axis}{side}"].to_numpy() for axis in "zyx"], axis=-1) for side in (0, 1)
+        )
+        waiting = np.arange(ids.size)  # the places of those that have not been seen yet
         for cell in Grid(box, self.volume.chunk_shape):
             part = cell.intersect(box)
-            meets = np.all((lower < part.upper) & (upper > part.lower), axis=1)
-            if (meets & ~seen).any():
-                seen |= np.isin(undecided, self._labels(part))
-        there[~there] = seen
-        return found.filter(pa.array(there))
-
-    def _bounds(self, ids: NDArray[np.uint64]) -> tuple[NDArray[Any], NDArray[Any]]:
-        rows = self.table.rows(ids)
-        corners = [np.stack([rows[f"{axis}{side}"].to_numpy() for axis in "zyx"], axis=-1) for side in (0, 1)]
-        return corners[0], corners[1]
+            if not np.all((lower[waiting] < part.upper) & (upper[waiting] > part.lower), axis=1).any():
+                continue
+            met = _distinct(self._labels(part))
+            places = np.searchsorted(ids, met).clip(max=ids.size - 1)
+            seen[places[ids[places] == met]] = True
+            waiting = waiting[~seen[waiting]]
+            if not waiting.size:
+                break
+        return seen
 
     def mask(self, identity: int) -> tuple[Box, NDArray[np.bool_]]:
         """An object's bounding box, and which voxels of it (z, y, x) are the object's.
@@ -240,15 +256,19 @@ class Labels:
         """The pieces of an object's mask, chunk by chunk; `box` is its bounding box. Raises as `mask`."""
         for part, voxels in self.parts(identity, box):
             inside = self._labels(part) == identity
-            if int(inside.sum()) != voxels:
-                raise DataError(
-                    "the labels do not hold what the object table says",
-                    where=f"{self.volume.where} [{part}]",
-                    expected=f"{voxels:,} voxels of object {identity}",
-                    found=f"{int(inside.sum()):,}",
-                    fix="unet-flows verify OUTPUT",
-                )
+            self.require_voxels(identity, part, voxels, int(inside.sum()))
             yield part, inside
+
+    def require_voxels(self, identity: int, part: Box, expected: int, found: int) -> None:
+        """Refuse labels that hold another number of an object's voxels than the table says: DataError."""
+        if found != expected:
+            raise DataError(
+                "the labels do not hold what the object table says",
+                where=f"{self.volume.where} [{part}]",
+                expected=f"{expected:,} voxels of object {identity}",
+                found=f"{found:,}",
+                fix="unet-flows verify OUTPUT",
+            )
 
     def parts(self, identity: int, box: Box) -> Iterator[tuple[Box, int]]:
         """The parts of chunks, inside an object's box, that hold voxels of it, and how many."""
@@ -321,7 +341,14 @@ class Labels:
         """The box with all three axes; InputError where it is not inside the volume."""
         if len(box.lower) == 2 and self.volume.shape[0] == 1:
             box = Box((0, *box.lower), (1, *box.upper))
-        if len(box.lower) != 3 or not box or not self.volume.box.contains(box):
+        if len(box.lower) != 3:
+            raise InputError(
+                "this box is not inside the volume: it has another number of axes",
+                where=self.store.url,
+                expected=f"z0:z1,y0:y1,x0:x1 within {self.volume.box}",
+                found=box,
+            )
+        if not box or not self.volume.box.contains(box):
             raise InputError(
                 "this box is not inside the volume",
                 where=self.store.url,
@@ -329,6 +356,14 @@ class Labels:
                 found=box,
             )
         return box
+
+
+def _distinct(labels: NDArray[Any]) -> NDArray[np.uint64]:
+    """The ids in a box: objects are wide, so that few voxels differ from the one before."""
+    flat = labels.ravel()
+    begins = np.ones(flat.size, bool)
+    np.not_equal(flat[1:], flat[:-1], out=begins[1:])
+    return np.unique(flat[begins]).astype(np.uint64)
 
 
 def require_small(box: Box) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -14,7 +15,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from unet_core.errors import DataError, InputError
+from unet_core.errors import InputError
 from unet_core.geometry import Box
 from unet_core.query.expression import unknown_column
 from unet_core.table import FORMAT, METADATA, SUMMARY, TablePlan
@@ -38,7 +39,7 @@ class ObjectTable:
 
     Raises
     ------
-    DataError
+    InputError
         From any query: a file is damaged or gone.
     """
 
@@ -85,6 +86,24 @@ class ObjectTable:
     def schema(self) -> pa.Schema:
         """Names and types of the columns."""
         return self._file(self._parts["objects"][0]["key"]).schema_arrow.remove_metadata()
+
+    @property
+    def units(self) -> dict[str, str | None]:
+        """What each column is measured in, None for ids, classes and truth values."""
+        length = self.plan.unit or "unit of the voxel size"
+        side = 2 if self.plan.planar else 3
+        kinds = (
+            (r"volume", f"{length}^{side}"),
+            (r"voxels|[zyx][01]?", "voxels"),
+            (r"blocks", "blocks"),
+            (r"[zyx]_physical|axis_\w+", length),
+            (r"moment_\w+", f"{length}^2"),
+            (r"(mean|std|min|max)_\d+", "intensity"),
+        )
+        units: dict[str, str | None] = dict.fromkeys(self.columns)
+        for kind, unit in kinds:
+            units |= dict.fromkeys((name for name in units if re.fullmatch(kind, name)), unit)
+        return units
 
     def rows(self, ids: NDArray[Any]) -> pa.Table:
         """All columns of some objects, in the order of their ids, integers of any type, as given.
@@ -138,18 +157,20 @@ class ObjectTable:
 
     def matching(self, condition: pa.compute.Expression | None) -> int:
         """How many objects fulfil a condition."""
-        with self._reading("objects"):
-            return int(self._dataset(self._parts["objects"]).count_rows(filter=condition))
+        parts = self._parts["objects"]
+        with self._reading(*_keys(parts)):
+            return int(self._dataset(parts).count_rows(filter=condition))
 
     def overlapping(self, box: Box) -> pa.Table:
-        """Ids of objects whose bounding boxes meet a box, in order; and whether they are `whole` in it."""
+        """Objects whose bounding boxes meet a box, by id; whether they are `whole` in it, and their boxes."""
         meets, inside = ds.scalar(True), ds.scalar(True)
         parts = self._parts["objects"]
         for axis, low, high in zip("zyx", box.lower, box.upper):
             meets &= (ds.field(f"{axis}0") < high) & (ds.field(f"{axis}1") > low)
             inside &= (ds.field(f"{axis}0") >= low) & (ds.field(f"{axis}1") <= high)
             parts = [p for p in parts if _reaches(p, f"{axis}0", f"{axis}1", low, high)]
-        table = self._scan(meets, {"id": ds.field("id"), "whole": inside}, parts)
+        bounds = {f"{axis}{side}": ds.field(f"{axis}{side}") for side in "01" for axis in "zyx"}
+        table = self._scan(meets, {"id": ds.field("id"), "whole": inside, **bounds}, parts)
         return table.sort_by("id")
 
     def fragments(self, identity: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -193,8 +214,9 @@ class ObjectTable:
         self, condition: pa.compute.Expression | None, columns: Any, parts: list[dict[str, Any]] | None = None
     ) -> pa.Table:
         """The rows of all files, or of some, that fulfil a condition."""
-        dataset = self._dataset(self._parts["objects"] if parts is None else parts)
-        with self._reading("objects"):
+        parts = self._parts["objects"] if parts is None else parts
+        dataset = self._dataset(parts)
+        with self._reading(*_keys(parts)):
             return dataset.to_table(columns=columns, filter=condition).replace_schema_metadata()
 
     def _dataset(self, parts: list[dict[str, Any]]) -> ds.Dataset:
@@ -221,17 +243,31 @@ class ObjectTable:
             return pa.PythonFile(self._store.ranges(key), mode="r")
         return pa.memory_map(f"{self._store.url}/{key}")
 
+    def _is_damaged(self, key: str) -> bool:
+        """Arrow reads several files at once, and does not say which one it stumbled over."""
+        try:
+            with pq.ParquetFile(self._source(key), page_checksum_verification=True) as file:
+                for group in range(file.metadata.num_row_groups):
+                    file.read_row_group(group)
+        except (pa.ArrowException, OSError):
+            return True
+        return False
+
     @contextmanager
-    def _reading(self, key: str) -> Iterator[None]:
+    def _reading(self, *keys: str) -> Iterator[None]:
         try:
             yield
         except (pa.ArrowException, OSError) as error:
-            raise DataError(
+            raise InputError(
                 "a file of the object table is damaged or gone",
-                where=f"{self._store.url}/{key}",
+                where=f"{self._store.url}/{next(filter(self._is_damaged, keys), keys[0])}",
                 found=str(error).splitlines()[0],
                 fix=_REPAIR,
             ) from None
+
+
+def _keys(parts: list[dict[str, Any]]) -> list[str]:
+    return [part["key"] for part in parts]
 
 
 def _require_run(found: object, expected: str, where: str) -> None:

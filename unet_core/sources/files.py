@@ -7,6 +7,7 @@ from itertools import takewhile
 from pathlib import Path
 
 from unet_core.errors import InputError
+from unet_core.paths import absolute
 from unet_core.sources.stack import natural_order
 
 _KINDS = {
@@ -37,8 +38,13 @@ def files_of(paths: Sequence[str]) -> tuple[str, ...]:
         if path.is_dir():
             inside = [str(p) for p in path.iterdir() if kind_of(str(p)) and not p.name.startswith(".")]
             if not inside:
+                names = sorted(p.name for p in path.iterdir())
                 raise InputError(
-                    "this folder holds no file that can be read", where=text, expected=readable()
+                    "this folder holds no file that can be read",
+                    where=path.absolute(),
+                    expected=readable(),
+                    found=f"{len(names)} of other names, such as {names[0]}" if names else "nothing",
+                    fix="name the files, or the folder that they are in",
                 )
             files.extend(inside)
         elif path.is_file():
@@ -49,7 +55,7 @@ def files_of(paths: Sequence[str]) -> tuple[str, ...]:
             files.extend(_matches(path.absolute(), text))
     if not files:
         raise InputError("no source was named", expected=readable())
-    return tuple(sorted((str(Path(f).absolute()) for f in files), key=natural_order))
+    return tuple(sorted((str(absolute(f)) for f in files), key=natural_order))
 
 
 def _matches(pattern: Path, text: str) -> Iterator[str]:

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from unet_core.errors import InputError
+from unet_core.paths import absolute
 from unet_core.sources.axes import resolve_axes
 from unet_core.sources.files import files_of, kind_of, readable
 from unet_core.sources.hdf5 import Hdf5Array
@@ -50,9 +51,9 @@ def open_source(paths: Sequence[str], *, dataset: str | None = None, axes: str |
     except InputError:
         stored.close()
         raise
-    spec = SourceSpec(tuple(str(Path(p).absolute()) for p in paths), dataset, axes)
+    spec = SourceSpec(tuple(str(absolute(p)) for p in paths), dataset, axes)
     folder = len(files) > 1
-    name = Path(files[0]).absolute().parent.name if folder else Path(files[0]).name.partition(".")[0]
+    name = absolute(files[0]).parent.name if folder else Path(files[0]).name.partition(".")[0]
     return Source(spec=spec, name=name, files=files, stored=stored, stored_axes=stored_axes)
 
 

@@ -73,6 +73,7 @@ def _read_header(file: IO[bytes], path: str) -> tuple[_Layout, int]:
         where=path,
         expected="II or MM, then 42 or 43",
         found=f"it starts with {head[:4]!r}",
+        fix="is it of another kind, or damaged? copy or export it again",
     )
 
 

@@ -25,6 +25,7 @@ from obstore.exceptions import BaseError
 from obstore.store import LocalStore, from_url
 
 from unet_core.errors import InputError
+from unet_core.paths import absolute
 from unet_core.volumes.faults import (
     before_work,
     is_missing,
@@ -81,7 +82,7 @@ class Store:
                 expected="s3://bucket/key",
             )
         local = split.path if split.scheme == "file" else text
-        self.url = text.rstrip("/") if self.remote else str(Path(local).expanduser().absolute())
+        self.url = text.rstrip("/") if self.remote else str(absolute(local))
 
     def __str__(self) -> str:
         return self.url
@@ -300,7 +301,14 @@ class Store:
         with before_work(), reached(self.url):
             existing = next(p for p in (self.path, *self.path.parents) if p.exists())
         if not existing.is_dir():
-            raise InputError("the output lies below something that is not a folder", where=existing)
+            itself = existing == self.path
+            raise InputError(
+                "the output is a file" if itself else "the output lies below something that is not a folder",
+                where=existing,
+                expected="a folder, or a name that nothing has yet",
+                found="a file",
+                fix="choose another --to",
+            )
         try:
             with tempfile.TemporaryFile(dir=existing):
                 pass

@@ -279,6 +279,7 @@ def _open_node(store: Store) -> zarr.Array[Any] | zarr.Group:
             where=store.url,
             expected="a folder with zarr.json, .zarray or .zgroup",
             found=str(error).splitlines()[0] if isinstance(error, ValueError) else "none of them",
+            fix="name the folder of the image or the array itself; unet-flows ingest converts other files",
         ) from None
 
 

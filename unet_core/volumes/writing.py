@@ -36,6 +36,7 @@ def create_multiscale(
     name: str,
     method: str | None = None,
     source: str | None = None,
+    opens: bool = True,
 ) -> None:
     """Create the group and its empty arrays `0`, `1`, ...; those that are there already are kept.
 
@@ -46,26 +47,29 @@ def create_multiscale(
         hold one index of each leading axis, shards hold all channels and one time point.
     chunk, shard
         z, y, x; a shard is whole chunks. An axis that the arrays do not have must be 1.
+    opens
+        False leaves out the image's metadata: what is written opens as a volume only after the same call with
+        True. For what has no run record to say that it is whole.
 
     Missing chunks mean fill value 0; crc32c guards every chunk and every shard index.
     """
     spatial = [i for i, a in enumerate(SPATIAL) if a in axes]
+    attributes = ome_attributes(
+        kind=kind,
+        axes=axes,
+        levels=levels,
+        voxel_size=voxel_size,
+        origin=origin,
+        unit=unit,
+        name=name,
+        method=method,
+        source=source,
+    )
     if group_metadata(store) is None:  # a crash may have left half of one
         store.delete(["zarr.json"])
     group = zarr.open_group(store.zarr(read_only=False), mode="a", zarr_format=3, use_consolidated=False)
-    group.attrs.update(
-        ome_attributes(
-            kind=kind,
-            axes=axes,
-            levels=levels,
-            voxel_size=voxel_size,
-            origin=origin,
-            unit=unit,
-            name=name,
-            method=method,
-            source=source,
-        )
-    )
+    if opens:
+        group.attrs.update(attributes)
     leading_shard = tuple(n if a == "c" else 1 for a, n in zip(axes, leading))
     for level in levels:
         if str(level.index) in group:
