@@ -29,6 +29,8 @@ TILE_MEMORY = 3 * GIB
 STEPS_AHEAD = 3
 # Bytes of freed tensors that the C library of a training rank is told to keep (`flows.rank_host`).
 TRAINING_KEPT = 48 * 2**20
+# Bytes of decoded chunks that a segmenting worker keeps at most, for the blocks that come next.
+INPUT_KEPT = 256 * 2**20
 # Bytes of decoded chunks that a training rank keeps: patches come from the same ones again and again.
 CHUNKS_KEPT = 128 * 2**20
 # Sides that tiles are tried with, rounded up to the stride: 1 is the smallest tile there is.
@@ -44,10 +46,11 @@ class WorkerMemory:
     input: int
     forward: int
     output: int
+    chunks: int = 0
 
     @property
     def total(self) -> int:
-        return self.base + self.weights + self.input + self.forward + self.output
+        return self.base + self.weights + self.input + self.forward + self.output + self.chunks
 
 
 def forward_bytes(spec: UNetSpec, input_shape: Shape, dtype: str) -> int:
@@ -241,7 +244,7 @@ def _kept(spec: UNetSpec, input_shape: Shape, item: int) -> Iterator[int]:
 def worker_memory(
     spec: UNetSpec, tiling: Tiling, *, dtype: str, input_item: int, probabilities: bool
 ) -> WorkerMemory:
-    """Peak bytes of one worker: it holds one block's input and output and one tile in flight."""
+    """Peak bytes of one worker: input of one block and the next, output of one and the last, a tile."""
     write = prod(tiling.tile)
     read = prod(tiling.read_shape)
     block = Box.of_shape(tiling.block)
@@ -249,8 +252,9 @@ def worker_memory(
         Box.of_shape(tuple(round_up(n, t) for n, t in zip(tiling.volume, tiling.tile)))
     )
     block_read = tiles_in_block.grow(tiling.footprint.lower, tiling.footprint.upper)
-    # Mirroring copies the block once per mirrored axis, one copy alive beside its source.
-    data = 2 * input_item * spec.in_channels * block_read.size
+    # One is computed of. The next is put together of whole chunks, or mirrored, each beside its source.
+    item = input_item * spec.in_channels
+    data = 3 * item * block_read.size
     network = tiling.read_shape[3 - spec.ndim :]
     # float32 from raw, then in the network's type and memory format; dropped before the block is written
     staging = spec.in_channels * read * (4 + (0 if dtype == "float32" else ITEM_SIZE[dtype]))
@@ -264,8 +268,21 @@ def worker_memory(
         weights=weight_bytes(spec, dtype),
         input=data,
         forward=max(forward_bytes(spec, network, dtype) + staging, after + staging),
-        output=2 * written,  # the block and its encoded shards
+        output=3 * written,  # the block; the one before and its encoded shards
+        chunks=kept_chunks(tiling, item),
     )
+
+
+def kept_chunks(tiling: Tiling, item: int) -> int:
+    """Bytes of decoded chunks that a segmenting worker keeps: a slab of blocks, if that is not too much.
+
+    Blocks are done in raster order, so then each chunk is decoded about once. `item` is bytes per voxel.
+    """
+    whole = Box.of_shape(tiling.volume)
+    slab = tiling.roi.grow(tiling.footprint.lower, tiling.footprint.upper).intersect(whole).shape
+    thick = tiling.block[0] + tiling.footprint.lower[0] + tiling.footprint.upper[0]
+    # Half as much again: chunks reach beyond what is read of them.
+    return min(3 * item * min(thick, slab[0]) * prod(slab[1:]) // 2, INPUT_KEPT)
 
 
 def choose_tile(spec: UNetSpec, volume: Shape, roi: Box, *, dtype: str, memory: int) -> Shape:

@@ -52,9 +52,10 @@ class Stage:
 class Done:
     """What a block's function returns: voxels written, and input chunks that were absent (fill value).
 
-    `empty`: nothing of it was to be computed, so nothing was read.
+    `empty`: nothing of it was to be computed, so nothing was read. `decoded`: bytes of input decoded for it.
     """
 
     voxels: int
     absent: int = 0
     empty: bool = False
+    decoded: int = 0

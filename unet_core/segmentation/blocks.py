@@ -23,6 +23,7 @@ from unet_core.normalisation import Scale, measure
 from unet_core.pipelined import pipelined
 from unet_core.probe import probe
 from unet_core.pyramid import PyramidPlan
+from unet_core.recent import Recent
 from unet_core.segmentation.plan import KIND, PREDICT, Planned, SegmentPlan, identity_of
 from unet_core.table import TablePlan, quanta_of
 from unet_core.volumes import Store, Volume, create_multiscale, open_for_writing, write_box
@@ -160,7 +161,10 @@ class BlockWorker:
         self._plan = plan
         self._epoch = epoch
         self._output = Store(url)
-        self._volume = _open_volume(plan)
+        volume = _open_volume(plan)
+        self._chunks = Recent(budget.kept_chunks(plan.tiling, volume.dtype.itemsize * len(volume.channels)))
+        self._volume = volume.keeping(self._chunks)
+        self._absent: set[Box] = set()
         self._keeper = None if plan.keep is None else Keeper.open(plan.keep, self._volume)
         self._predictor = inference.Predictor(
             model.network(), scale=plan.scale, device=plan.device, dtype=plan.dtype
@@ -184,9 +188,19 @@ class BlockWorker:
         plan = self._plan
         kept = None if self._keeper is None else self._keeper.of(plan.tiling.block_box(index))
         tiles = None if kept is None else tiles_kept(plan.tiling, index, kept)
+        made = self._chunks.made
         source = inference.read_block(self._volume, plan.tiling, index, tiles=tiles)
-        absent = _owned(self._volume.take_absent(), plan.tiling.block_box(index), plan.tiling.roi)
-        return _Fetched(source, kept, absent)
+        absent = self._absent_of(index)
+        return _Fetched(source, kept, absent, self._chunks.made - made)
+
+    def _absent_of(self, index: int) -> int:
+        """Absent chunks that this block counts, met now or, since chunks are kept, for a block before it."""
+        tiling = self._plan.tiling
+        self._absent |= self._volume.take_absent()
+        # What ends before this block reads is of no block to come: they are done in raster order.
+        first = tiling.block_read_box(index).lower[0]
+        self._absent = {chunk for chunk in self._absent if chunk.upper[0] > first}
+        return _owned(self._absent, tiling.block_box(index), tiling.roi)
 
     def _compute(self, fetched: _Fetched) -> tuple[inference.BlockResult, Done]:
         plan, kept = self._plan, fetched.kept
@@ -196,7 +210,8 @@ class BlockWorker:
         if kept is not None:
             value = 0 if plan.instances is None else LEFT_OUT
             leave_out(kept, result.classes, result.probabilities, value=value)
-        return result, Done(result.box.size, fetched.absent, empty=not fetched.source.tiles)
+        empty = not fetched.source.tiles
+        return result, Done(result.box.size, fetched.absent, empty=empty, decoded=fetched.decoded)
 
     def _put(self, index: int, computed: tuple[inference.BlockResult, Done]) -> Done:
         result, done = computed
@@ -212,11 +227,12 @@ class BlockWorker:
 
 @dataclass(frozen=True)
 class _Fetched:
-    """A block's input; which of its voxels are kept (None: all); how many of its own chunks were absent."""
+    """A block's input; which of its voxels are kept (None: all); its absent chunks; bytes decoded for it."""
 
     source: inference.BlockInput
     kept: NDArray[np.bool_] | None
     absent: int
+    decoded: int
 
 
 def pyramid_block(url: str, plan: PyramidPlan, level: int, index: int, *, epoch: int) -> Done:
