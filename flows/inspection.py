@@ -13,8 +13,9 @@ from distributed import Client
 
 from flows import worker
 from flows.attempt import Failed, Work
+from flows.batching import Batches
 from flows.blocks import FAILURES_LISTED
-from flows.engines import Engine, WorkerDied, engine_for
+from flows.engines import Engine, engine_for
 from flows.progress import stage_progress
 from unet_core import training
 from unet_core.checkpoint import load_model
@@ -189,23 +190,26 @@ def _at_rest(store: Store, *, must_write: bool) -> Iterator[Lease | None]:
 
 def _failures(engine: Engine, done: np.ndarray[Any, Any], name: str) -> Iterator[tuple[int, Failed]]:
     """The blocks among those done that cannot be read as they were written."""
-    waiting = map(int, np.flatnonzero(done))
     total = int(done.sum())
+    waiting = Batches(map(int, np.flatnonzero(done)), total, streamed=False)
     with stage_progress(name, total, prefect=False) as progress:
         checked = 0
         while True:
-            while engine.has_room and (index := next(waiting, None)) is not None:
-                engine.submit(index, alone=False)
+            while engine.has_room and (batch := waiting.take(engine.workers)):
+                engine.submit(batch, limit=waiting.limit)
             if not engine.busy:
                 break
-            index, outcome = engine.next()
-            if isinstance(outcome, WorkerDied):
-                raise RunError("workers died while they read this output", where=f"block {index}")
-            if isinstance(outcome, Failed):
-                if outcome.verdict != "block":
-                    raise RunError("the output cannot be read", found=outcome.error)
-                yield index, outcome
-            checked += 1
+            answer = engine.next()
+            if answer.died:
+                raise RunError("workers died while they read this output", where=f"block {answer.died[0]}")
+            waiting.learn(len(answer.outcomes), answer.seconds)
+            waiting.put_back(answer.untried)
+            for index, outcome in answer.outcomes:
+                if isinstance(outcome, Failed):
+                    if outcome.verdict != "block":
+                        raise RunError("the output cannot be read", found=outcome.error)
+                    yield index, outcome
+            checked += len(answer.outcomes)
             progress.update(checked)
         progress.close(checked)
 

@@ -83,6 +83,11 @@ class Ledger:
             done |= older
         return Entries(done, digest, absent)
 
+    def committed(self, indices: Collection[int]) -> set[int]:
+        """Which of these blocks are done."""
+        done = self.read().done
+        return {index for index in indices if done[index]}
+
     def commit(self, index: int, digest: str, *, absent: int = 0) -> None:
         """Record a block as done. Call it last: after its data is in the store."""
         require_epoch(self.store, self.epoch)
