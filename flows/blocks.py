@@ -5,7 +5,8 @@
                                    |                 failed    again, at most 3 times in all, then quarantine
                                    +----- again -----+         or: the run stops (others could do no better)
 
-Nothing here grows with the number of blocks but the ledger's entries, 55 bytes each while they are read.
+Nothing here grows with the number of blocks but a bit for each that says whether it was done when the stage
+began, and what is known of those that failed.
 """
 
 from __future__ import annotations
@@ -16,15 +17,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import numpy as np
 from distributed import Client
-from numpy.typing import NDArray
 
 from flows.attempt import Failed, Work
 from flows.batching import Batches
 from flows.engines import Answer, Engine, engine_for
 from unet_core.errors import RunError, StoreError
-from unet_core.ledger import Done, Failure, Lease, Ledger, Quarantine, require_epoch
+from unet_core.ledger import Done, Failure, Flags, Lease, Ledger, Quarantine, require_epoch
 
 ATTEMPTS = 3  # of one block, or deaths of workers that try it
 # What a worker's death leaves open of a batch begins with the block that it died of. A stream holds several:
@@ -115,7 +114,7 @@ def run_stage(
     result = StageResult(
         ledger.stage,
         ledger.count,
-        skipped=int(entries.done.sum()),
+        skipped=entries.done.sum(),
         in_quarantine=set(quarantine.standing(entries.done)),
     )
     failed = sorted(result.in_quarantine)
@@ -145,8 +144,10 @@ def _settle(result: StageResult, ledger: Ledger, quarantine: Quarantine) -> None
     """What the disk says at the end of a stage; a store that is full or gone by now stops the run."""
     try:
         # A run that had to stop leaves the sealing to the next.
-        entries = ledger.seal() if result.done and result.stopped is None else ledger.read()
-        result.absent = int(entries.absent[entries.done].sum())
+        if result.done and result.stopped is None:
+            ledger.seal()
+        entries = ledger.read()
+        result.absent = entries.absent
         result.failed = list(quarantine.failures(limit=FAILURES_LISTED))
         if result.complete and not entries.done.all():
             result.stopped = "blocks that were done are not in the ledger"
@@ -286,10 +287,9 @@ class _StageRun:
             self._result.stopped = f"{self._failed_now} blocks failed and {self._result.done} were done"
 
 
-def _order(done: NDArray[np.bool_], failed: list[int], *, everything: bool) -> Iterator[int]:
+def _order(done: Flags, failed: list[int], *, everything: bool) -> Iterator[int]:
     """Missing blocks in ascending order, then those in quarantine."""
     if everything:
-        missing = ~done
-        missing[failed] = False
-        yield from map(int, np.flatnonzero(missing))
+        last = frozenset(failed)
+        yield from (index for index in done.missing() if index not in last)
     yield from failed

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from typing import Any
 
-import numpy as np
 from strategies import random_network
 
 from unet_core.architecture import UNetSpec
@@ -61,7 +60,7 @@ def complete(
         worker: BlockWorker | None = None
         for level, stage in enumerate(plan.stages):
             done = Ledger(Store(to), stage.name, stage.count, lease.epoch).read().done
-            for index in map(int, np.flatnonzero(~done)):
+            for index in done.missing():
                 if level == 0:
                     worker = worker or BlockWorker(to, plan, epoch=lease.epoch)
                     worker.predict(index)
