@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-_LISTED = 2**13  # bytes of flags whose indices are listed at a time
+_LISTED = 2**9  # bytes of flags whose indices are listed at a time
 
 
 class Flags:
