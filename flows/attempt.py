@@ -1,4 +1,4 @@
-"""Trying one block: what came of it, whose fault it was, and a fresh process for blocks that need one.
+"""Trying blocks: what came of each, whose fault it was, and a fresh process for blocks that need one.
 
 An error never leaves `attempt` as an exception: it comes back as data, with its traceback and a verdict.
 
@@ -17,11 +17,13 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from importlib import import_module
+from itertools import islice
 from threading import Lock
 from typing import Any, Literal
 
@@ -61,6 +63,11 @@ class Work:
 
     Attributes
     ----------
+    stream
+        `stream(*arguments, indices)` does many blocks where that is faster than one by one, such as by
+        reading ahead. It takes them from the iterator `indices`, which may end at any time, and yields the
+        index of each that it has taken, with `Done` or with the exception that it met, in any order. What
+        it leaves out, or had taken when it raised, is done by `function`. None: there is no such way.
     timeout
         Seconds after which a block counts as hung; its process is ended. None: no limit.
     importable
@@ -71,6 +78,96 @@ class Work:
     arguments: tuple[Any, ...] = ()
     timeout: float | None = None
     importable: bool = True
+    stream: Callable[..., Iterator[tuple[int, Done | Exception]]] | None = None
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What came of a batch: an outcome for each block that was tried, and the seconds all of them took."""
+
+    outcomes: list[tuple[int, Outcome]]
+    seconds: float
+
+
+def _always() -> bool:
+    return True
+
+
+def attempt_many(
+    work: Work, indices: Iterable[int], *, limit: float, wanted: Callable[[], bool] = _always
+) -> Tried:
+    """Do blocks one after the other in this process, each with an outcome of its own.
+
+    Not all are tried: none is begun after `limit` seconds, or when nobody wants them any more, or when one
+    has shown that this worker or the whole run cannot do them.
+    """
+    began = time.monotonic()
+
+    def in_time() -> Iterator[int]:
+        for index in indices:
+            if time.monotonic() - began > limit or not wanted():
+                return
+            yield index
+
+    return Tried(list(attempt_each(work, in_time())), time.monotonic() - began)
+
+
+def attempt_each(
+    work: Work, indices: Iterable[int], *, watched: bool = True
+) -> Generator[tuple[int, Outcome]]:
+    """Do blocks as they are asked for, up to one whose failure is not its own."""
+    way = _singly if work.stream is None else _streamed
+    with closing(way(work, iter(indices), watched)) as outcomes:
+        for index, outcome in outcomes:
+            yield index, outcome
+            if isinstance(outcome, Failed) and outcome.verdict != "block":
+                return
+
+
+def _singly(work: Work, indices: Iterable[int], watched: bool) -> Generator[tuple[int, Outcome]]:
+    for index in indices:
+        yield index, attempt(work, index, watched=watched)
+
+
+def _streamed(work: Work, indices: Iterator[int], watched: bool) -> Generator[tuple[int, Outcome]]:
+    under_way: dict[int, None] = {}  # in the order in which they were taken
+
+    def taken() -> Iterator[int]:
+        for index in indices:
+            under_way[index] = None
+            yield index
+
+    answered = False
+    # Where the stream itself fails, its blocks tell by themselves what is wrong with them.
+    with _ONE_AT_A_TIME, suppress(Exception), closing(_watched(work, taken(), watched)) as stream:
+        for index, done in stream:
+            # A stream holds several blocks: one of them alone may have memory enough.
+            if isinstance(done, Done) or not _is_memory(done):
+                under_way.pop(index)
+                outcome = done if isinstance(done, Done) else _failed(done)
+                yield index, outcome
+                answered = True
+            del done  # an exception holds the tensors of its frames
+    if not under_way and not answered:  # it failed before it took one
+        under_way.update(dict.fromkeys(islice(indices, 1)))
+    yield from _singly(work, under_way, watched)
+
+
+def _watched(work: Work, indices: Iterator[int], watched: bool) -> Generator[tuple[int, Done | Exception]]:
+    """What the stream yields; each block has the time of one."""
+    if work.stream is None:
+        return
+    stream = work.stream(*work.arguments, indices)
+    try:
+        while True:
+            with _watchdog(work.timeout if watched else None):
+                answer = next(stream, None)
+            if answer is None:
+                return
+            yield answer
+    finally:
+        if isinstance(stream, Generator):
+            stream.close()  # at once: it may have threads
 
 
 def attempt(work: Work, index: int, *, alone: bool = False, watched: bool = True) -> Outcome:
@@ -104,7 +201,8 @@ def _failed(error: Exception) -> Failed:
     elif isinstance(error, _STOPS):
         verdict = "run"
     text = str(error) if isinstance(error, UnetFlowsError) else f"{type(error).__name__}: {error}"
-    return Failed(verdict=verdict, error=text, traceback=traceback.format_exc(), worker=this_worker())
+    lines = traceback.format_exception(error)
+    return Failed(verdict=verdict, error=text, traceback="".join(lines), worker=this_worker())
 
 
 def this_worker() -> str:

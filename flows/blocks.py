@@ -1,30 +1,34 @@
 """One stage: its missing blocks to an engine; retries, quarantine and the ledger's seal; counts come back.
 
-    ledger -> missing blocks -> engine -> done      counted (the worker has committed it)
-                     ^                    failed    again, at most 3 times in all, then quarantine
-                     +------ again -------+         or: the run stops (nothing that others could do better)
+    ledger -> missing blocks -> batches -> engine -> done      counted (the worker has committed it)
+                                   ^                 untried   in a later batch
+                                   |                 failed    again, at most 3 times in all, then quarantine
+                                   +----- again -----+         or: the run stops (others could do no better)
 
-Nothing here grows with the number of blocks but the ledger's entries, 55 bytes each while they are read.
+Nothing here grows with the number of blocks but a bit for each that says whether it was done when the stage
+began, and what is known of those that failed.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import numpy as np
 from distributed import Client
-from numpy.typing import NDArray
 
 from flows.attempt import Failed, Work
-from flows.engines import Engine, WorkerDied, engine_for
+from flows.batching import Batches
+from flows.engines import Answer, Engine, engine_for
 from unet_core.errors import RunError, StoreError
-from unet_core.ledger import Done, Failure, Lease, Ledger, Quarantine, require_epoch
+from unet_core.ledger import Done, Failure, Flags, Lease, Ledger, Quarantine, require_epoch
 
 ATTEMPTS = 3  # of one block, or deaths of workers that try it
+# What a worker's death leaves open of a batch begins with the block that it died of. A stream holds several:
+# one is read, one computed and one written at a time, and another may have been taken.
+_SUSPECTS, _SUSPECTS_STREAMED = 1, 4
 SEAL_EVERY = 20_000  # blocks: a ledger stays one file and so many entries
 # So many in quarantine, and more than were done: the cause is not in the blocks.
 MOST_FAILURES = 100
@@ -34,7 +38,9 @@ FAILURES_LISTED = 100  # of however many; the others are on disk
 @dataclass
 class StageResult:
     """How one stage went. `skipped` blocks were done by an earlier run; `absent` input chunks were not there;
-    of `empty` blocks, in earlier runs too, nothing was to be computed.
+    of `empty` blocks, in earlier runs too, nothing was to be computed; `decoded` bytes of input were decoded.
+
+    `voxels` lacks those of blocks whose worker committed them and died before it could say so.
 
     `in_quarantine` are blocks that failed, in earlier runs too; `failed` tells of the first of them at the
     end. `stopped` is why it ended before it had tried all.
@@ -47,6 +53,7 @@ class StageResult:
     voxels: int = 0
     absent: int = 0
     empty: int = 0
+    decoded: int = 0
     in_quarantine: set[int] = field(default_factory=set)
     seconds: float = 0.0
     failed: list[Failure] = field(default_factory=list)
@@ -71,6 +78,7 @@ class StageResult:
             "absent_chunks": self.absent,
             "empty_blocks": self.empty,
             "voxels": self.voxels,
+            "bytes_decoded": self.decoded,
             "seconds": round(self.seconds, 3),
         }
 
@@ -111,13 +119,20 @@ def run_stage(
     result = StageResult(
         ledger.stage,
         ledger.count,
-        skipped=int(entries.done.sum()),
-        empty=int(entries.empty.sum()),
+        skipped=entries.done.sum(),
+        empty=entries.empty,
         in_quarantine=set(quarantine.standing(entries.done)),
     )
-    run = _StageRun(quarantine, lease, result, engine_for(client, work, ledger.stage))
+    failed = sorted(result.in_quarantine)
+    everything = not (only_failed and failed)
+    count = ledger.count - result.skipped if everything else len(failed)
+    streamed = work.stream is not None
+    waiting = Batches(_order(entries.done, failed, everything=everything), count, streamed=streamed)
+    engine = engine_for(client, work, ledger.stage)
+    suspects = _SUSPECTS_STREAMED if streamed else _SUSPECTS
+    run = _StageRun(ledger, quarantine, lease, result, engine, suspects)
     began, unsealed = time.monotonic(), 0
-    for _ in run.over(_order(entries.done, sorted(result.in_quarantine), only_failed)):
+    for _ in run.over(waiting):
         result.seconds = time.monotonic() - began
         lease.report(_standing(result))
         if on_progress is not None:
@@ -135,9 +150,11 @@ def _settle(result: StageResult, ledger: Ledger, quarantine: Quarantine) -> None
     """What the disk says at the end of a stage; a store that is full or gone by now stops the run."""
     try:
         # A run that had to stop leaves the sealing to the next.
-        entries = ledger.seal() if result.done and result.stopped is None else ledger.read()
-        result.absent = int(entries.absent[entries.done].sum())
-        result.empty = int(entries.empty[entries.done].sum())
+        if result.done and result.stopped is None:
+            ledger.seal()
+        entries = ledger.read()
+        result.absent = entries.absent
+        result.empty = entries.empty
         result.failed = list(quarantine.failures(limit=FAILURES_LISTED))
         if result.complete and not entries.done.all():
             result.stopped = "blocks that were done are not in the ledger"
@@ -160,58 +177,92 @@ def _standing(result: StageResult) -> dict[str, Any]:
 class _StageRun:
     """What is known of the blocks under way."""
 
-    def __init__(self, quarantine: Quarantine, lease: Lease, result: StageResult, engine: Engine) -> None:
-        self._quarantine, self._lease = quarantine, lease
-        self._result, self._engine = result, engine
+    def __init__(
+        self,
+        ledger: Ledger,
+        quarantine: Quarantine,
+        lease: Lease,
+        result: StageResult,
+        engine: Engine,
+        suspects: int,
+    ) -> None:
+        self._ledger, self._quarantine, self._lease = ledger, quarantine, lease
+        self._result, self._engine, self._suspects = result, engine, suspects
         self._again: deque[tuple[int, bool]] = deque()
         self._attempts: Counter[int] = Counter()
         self._failed_now = 0
 
-    def over(self, waiting: Iterator[int]) -> Iterator[None]:
+    def over(self, waiting: Batches) -> Iterator[None]:
         """Do the blocks; yields after each that came to an end, one way or the other."""
         engine = self._engine
         try:
             while self._result.stopped is None:
                 self._lease.require()
-                while engine.has_room and (block := self._next(waiting)) is not None:
-                    engine.submit(block[0], alone=block[1])
+                while engine.has_room and self._submit(waiting):
+                    pass
                 if not engine.busy:
                     return
-                index, outcome = engine.next()
-                if isinstance(outcome, Done):
-                    self._done(index, outcome)
-                    yield
-                elif isinstance(outcome, WorkerDied):
-                    self._worker_died(index)
-                elif outcome.verdict == "block":
-                    self._failed(index, outcome)
-                    yield
-                elif outcome.verdict == "run":
-                    self._result.stopped = outcome.error
-                else:
-                    self._again.append((index, False))
-                    engine.dismiss(outcome.worker)
+                answer = engine.next()
+                waiting.learn(len(answer.outcomes), answer.seconds)
+                waiting.put_back(answer.untried)
+                yield from self._take(answer)
+                waiting.put_back(self._died(answer.died))
         except RunError as error:
             self._result.stopped = str(error)
         finally:
             engine.stop()
 
-    def _next(self, waiting: Iterator[int]) -> tuple[int, bool] | None:
+    def _submit(self, waiting: Batches) -> bool:
+        """Blocks that were tried before travel alone."""
         if self._again:
-            return self._again.popleft()
-        index = next(waiting, None)
-        return None if index is None else (index, False)
+            index, alone = self._again.popleft()
+            if alone:
+                self._engine.submit_alone(index)
+            else:
+                self._engine.submit([index], limit=waiting.limit)
+            return True
+        batch = waiting.take(self._engine.workers)
+        if batch:
+            self._engine.submit(batch, limit=waiting.limit)
+        return bool(batch)
+
+    def _take(self, answer: Answer) -> Iterator[None]:
+        for index, outcome in answer.outcomes:
+            if isinstance(outcome, Done):
+                self._done(index, outcome)
+                yield
+            elif outcome.verdict == "block":
+                self._failed(index, outcome)
+                yield
+            elif outcome.verdict == "run":
+                self._result.stopped = self._result.stopped or outcome.error
+            else:
+                self._again.append((index, False))
+                self._engine.dismiss(outcome.worker)
 
     def _done(self, index: int, done: Done) -> None:
         self._result.done += 1
         self._result.voxels += done.voxels
         self._result.empty += done.empty
+        self._result.decoded += done.decoded
         self._attempts.pop(index, None)
         if index in self._result.in_quarantine:
             self._result.in_quarantine.discard(index)
             self._quarantine.release(index)
 
-    def _worker_died(self, index: int) -> None:
+    def _died(self, indices: Sequence[int]) -> Sequence[int]:
+        """Sort out the blocks of a batch whose workers died; those that were only waiting are given back."""
+        if not indices:
+            return ()
+        committed = self._ledger.committed(indices)
+        for index in sorted(committed):
+            self._done(index, Done(0))
+        left = [index for index in indices if index not in committed]
+        for index in left[: self._suspects]:
+            self._suspect(index)
+        return left[self._suspects :]
+
+    def _suspect(self, index: int) -> None:
         """Dask gives a block up after two deaths: the third attempt is alone, to tell it from bystanders."""
         self._attempts[index] += ATTEMPTS - 1 if index not in self._attempts else 1
         if self._attempts[index] > 2 * ATTEMPTS:
@@ -245,10 +296,9 @@ class _StageRun:
             self._result.stopped = f"{self._failed_now} blocks failed and {self._result.done} were done"
 
 
-def _order(done: NDArray[np.bool_], failed: list[int], only_failed: bool) -> Iterator[int]:
+def _order(done: Flags, failed: list[int], *, everything: bool) -> Iterator[int]:
     """Missing blocks in ascending order, then those in quarantine."""
-    if not (only_failed and failed):
-        missing = ~done
-        missing[failed] = False
-        yield from map(int, np.flatnonzero(missing))
+    if everything:
+        last = frozenset(failed)
+        yield from (index for index in done.missing() if index not in last)
     yield from failed

@@ -1,46 +1,74 @@
 """Where attempts happen: in this process, or on Dask workers through a bounded window of futures.
 
-An engine is a thin adapter. It takes block indices and gives back outcomes, in any order; what to do about
-a failure is decided in `blocks`.
+An engine is a thin adapter. It takes batches of block indices and gives back outcomes, in any order; what to
+do about a failure is decided in `blocks`, how large a batch is in `batching`.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from distributed import CancelledError, Client, KilledWorker, wait
 
-from flows.attempt import Outcome, Work, attempt, lost, this_worker
+from flows.attempt import Outcome, Tried, Work, attempt, attempt_each, attempt_many, lost, this_worker
+from flows.wanted import wanted
 from unet_core.errors import RunError
 
 NO_WORKERS_PATIENCE = 600.0  # seconds
 _LOOK_EVERY = 5.0  # seconds between two looks at a cluster that gives no outcome
+_COUNT_EVERY = 1.0  # seconds between two questions to the scheduler for its workers
 
 
-class WorkerDied:
-    """The workers that tried a block died of it, or beside it, or after it: nobody can tell yet."""
+@dataclass(frozen=True)
+class Answer:
+    """What came of a batch, or of a part of it.
+
+    Attributes
+    ----------
+    outcomes
+        Of the blocks that were tried.
+    untried
+        Blocks that were not begun: too much time had passed, or one before showed that it would be in vain.
+    died
+        Blocks whose workers died of one of them, or beside them, or after them: nobody can tell yet.
+    seconds
+        What the outcomes took where they were computed.
+    """
+
+    outcomes: Sequence[tuple[int, Outcome]] = ()
+    untried: Sequence[int] = ()
+    died: Sequence[int] = ()
+    seconds: float = 0.0
 
 
 class Engine(Protocol):
-    """Takes blocks, gives outcomes."""
+    """Takes batches of blocks, gives answers."""
+
+    @property
+    def workers(self) -> int:
+        """How many there are now."""
 
     @property
     def has_room(self) -> bool:
-        """Whether another block may be submitted now."""
+        """Whether another batch may be submitted now."""
 
     @property
     def busy(self) -> bool:
-        """Whether an outcome is still to come."""
+        """Whether an answer is still to come."""
 
-    def submit(self, index: int, *, alone: bool) -> None:
-        """Try a block; `alone` in a process of its own."""
+    def submit(self, indices: Sequence[int], *, limit: float) -> None:
+        """Try blocks one after the other; begin none after `limit` seconds."""
 
-    def next(self) -> tuple[int, Outcome | WorkerDied]:
-        """Wait for one outcome."""
+    def submit_alone(self, index: int) -> None:
+        """Try a block in a process of its own."""
+
+    def next(self) -> Answer:
+        """Wait for one answer."""
 
     def dismiss(self, worker: str) -> None:
         """Give no more blocks to a worker that computes other bits; RunError if none is left."""
@@ -50,32 +78,60 @@ class Engine(Protocol):
 
 
 class InProcess:
-    """One block after the other, here."""
+    """One block after the other, here; an answer for each."""
 
     def __init__(self, work: Work) -> None:
         self._work = work
-        self._waiting: deque[tuple[int, bool]] = deque()
+        self._under_way: Generator[Answer] | None = None
+
+    @property
+    def workers(self) -> int:
+        return 1
 
     @property
     def has_room(self) -> bool:
-        return not self._waiting
+        return self._under_way is None
 
     @property
     def busy(self) -> bool:
-        return bool(self._waiting)
+        return self._under_way is not None
 
-    def submit(self, index: int, *, alone: bool) -> None:
-        self._waiting.append((index, alone))
+    def submit(self, indices: Sequence[int], *, limit: float) -> None:
+        self._under_way = self._tried(indices)
 
-    def next(self) -> tuple[int, Outcome | WorkerDied]:
-        index, alone = self._waiting.popleft()
-        return index, attempt(self._work, index, alone=alone, watched=False)
+    def submit_alone(self, index: int) -> None:
+        self._under_way = self._alone(index)
+
+    def next(self) -> Answer:
+        if self._under_way is None:
+            raise RuntimeError("nothing was submitted")
+        answer = next(self._under_way, None)
+        if answer is None:
+            self._under_way = None
+            return Answer()
+        return answer
 
     def dismiss(self, worker: str) -> None:
         raise RunError("this machine would compute other results than the run was begun with")
 
     def stop(self) -> None:
-        self._waiting.clear()
+        if self._under_way is not None:
+            self._under_way.close()
+            self._under_way = None
+
+    def _alone(self, index: int) -> Generator[Answer]:
+        yield Answer([(index, attempt(self._work, index, alone=True))])
+
+    def _tried(self, indices: Sequence[int]) -> Generator[Answer]:
+        left = dict.fromkeys(indices)
+        began = time.monotonic()
+        with closing(attempt_each(self._work, indices, watched=False)) as outcomes:
+            for index, outcome in outcomes:
+                del left[index]
+                now = time.monotonic()
+                yield Answer([(index, outcome)], seconds=now - began)
+                began = time.monotonic()
+        yield Answer(untried=list(left))
 
 
 class OnWorkers:
@@ -86,28 +142,43 @@ class OnWorkers:
         self._work = work
         self._name = f"{name}-{time.time_ns():x}"
         self._count = 0
-        self._futures: dict[Any, int] = {}
+        self._futures: dict[Any, Sequence[int]] = {}
         self._finished: deque[Any] = deque()
         self._workers_seen = time.monotonic()
+        self._counted: tuple[float, int] | None = None
+
+    @property
+    def workers(self) -> int:
+        """As they were within the last second: to ask the scheduler costs as much as a tiny block."""
+        now = time.monotonic()
+        if self._counted is None or now - self._counted[0] > _COUNT_EVERY:
+            self._counted = (now, self._count_workers())
+        return self._counted[1]
 
     @property
     def has_room(self) -> bool:
         # Twice the workers keep every worker busy while the client reacts; more would only queue. On a
         # cluster workers come and go, so the window follows them.
-        return len(self._futures) < 2 * max(1, self._workers())
+        return len(self._futures) < 2 * max(1, self.workers)
 
     @property
     def busy(self) -> bool:
         return bool(self._futures)
 
-    def submit(self, index: int, *, alone: bool) -> None:
-        self._count += 1
-        key = f"{self._name}-{self._count}-{index}"
-        with self._connected():
-            future = self._client.submit(attempt, self._work, index, alone=alone, key=key, pure=False)
-        self._futures[future] = index
+    def submit(self, indices: Sequence[int], *, limit: float) -> None:
+        self._submit(_on_worker, indices, self._work, indices, limit)
 
-    def next(self) -> tuple[int, Outcome | WorkerDied]:
+    def submit_alone(self, index: int) -> None:
+        self._submit(_alone_on_worker, [index], self._work, index)
+
+    def _submit(self, function: Callable[..., Tried], indices: Sequence[int], *arguments: Any) -> None:
+        self._count += 1
+        key = f"{self._name}-{self._count}-{indices[0]}"
+        with self._connected():
+            future = self._client.submit(function, *arguments, key=key, pure=False)
+        self._futures[future] = indices
+
+    def next(self) -> Answer:
         with self._connected():
             while not self._finished:
                 try:
@@ -116,20 +187,20 @@ class OnWorkers:
                 except TimeoutError:
                     self._require_workers()
                 except CancelledError:
-                    # By a scheduler that is lost, which `_workers` finds out, or one that gave a key up.
-                    self._workers()
+                    # By a scheduler that is lost, which counting finds out, or one that gave a key up.
+                    self._count_workers()
                     self._finished.extend(future for future in self._futures if future.cancelled())
             future = self._finished.popleft()
-            index = self._futures.pop(future)
+            indices = self._futures.pop(future)
             try:
-                outcome = future.result() if future.status == "finished" else _without_result(future)
+                answer = _answer_of(future, indices)
             except (OSError, CancelledError):
                 # The worker died after it had finished, with the result; or the scheduler did, as the next
                 # question to it will show.
-                outcome = WorkerDied()
+                answer = Answer(died=indices)
             # A finished future that is held would be computed again if its worker died.
             future.release()
-            return index, outcome
+            return answer
 
     def dismiss(self, worker: str) -> None:
         with self._connected():
@@ -144,7 +215,7 @@ class OnWorkers:
             self._client.cancel(list(self._futures), force=True)
         self._futures.clear()
 
-    def _workers(self) -> int:
+    def _count_workers(self) -> int:
         with self._connected():
             return len(self._client.scheduler_info(n_workers=-1)["workers"])
 
@@ -165,7 +236,7 @@ class OnWorkers:
     def _require_workers(self) -> None:
         """Dask waits for workers for ever; a run must not."""
         now = time.monotonic()
-        if self._workers() > 0:
+        if self._count_workers() > 0:
             self._workers_seen = now
         elif now - self._workers_seen > NO_WORKERS_PATIENCE:
             raise RunError(
@@ -179,13 +250,26 @@ def engine_for(client: Client | None, work: Work, name: str) -> Engine:
     return InProcess(work) if client is None else OnWorkers(client, work, name)
 
 
-def _without_result(future: Any) -> Outcome | WorkerDied:
-    if future.status != "error":
-        return WorkerDied()
-    error = future.exception()
-    if isinstance(error, KilledWorker):
-        return WorkerDied()
-    return lost(f"{type(error).__name__}: {error}")
+def _on_worker(work: Work, indices: Sequence[int], limit: float) -> Tried:
+    """A batch as a Dask task, which ends when Dask no longer wants it."""
+    return attempt_many(work, indices, limit=limit, wanted=wanted())
+
+
+def _alone_on_worker(work: Work, index: int) -> Tried:
+    return Tried([(index, attempt(work, index, alone=True))], 0.0)
+
+
+def _answer_of(future: Any, indices: Sequence[int]) -> Answer:
+    """What a future that is through says of its blocks."""
+    if future.status == "finished":
+        tried: Tried = future.result()
+        there = {index for index, _ in tried.outcomes}
+        untried = [index for index in indices if index not in there]
+        return Answer(tried.outcomes, untried=untried, seconds=tried.seconds)
+    if future.status == "error" and not isinstance(error := future.exception(), KilledWorker):
+        # Not the blocks' own errors, which come as outcomes: each is told what Dask says.
+        return Answer([(index, lost(f"{type(error).__name__}: {error}")) for index in indices])
+    return Answer(died=indices)
 
 
 def _scheduler_lost() -> RunError:

@@ -8,18 +8,18 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import numpy as np
 from distributed import Client
 
 from flows import worker
 from flows.attempt import Failed, Work
+from flows.batching import Batches
 from flows.blocks import FAILURES_LISTED
-from flows.engines import Engine, WorkerDied, engine_for
+from flows.engines import Engine, engine_for
 from flows.progress import stage_progress
 from unet_core import training
 from unet_core.checkpoint import load_model
 from unet_core.errors import InputError, RunError, StoreError
-from unet_core.ledger import ATTRIBUTE, Lease, Quarantine, hold, holder, read_status, set_status
+from unet_core.ledger import ATTRIBUTE, Flags, Lease, Quarantine, hold, holder, read_status, set_status
 from unet_core.verification import RunOnDisk, missing_arrays, reopen
 from unet_core.volumes import Store, group_metadata
 
@@ -42,10 +42,10 @@ def status(output: str) -> dict[str, Any]:
         failed = quarantine.standing(entries.done)
         stages[stage.name] = {
             "total": stage.count,
-            "done": int(entries.done.sum()),
+            "done": entries.done.sum(),
             "failed": len(failed),
-            "absent_chunks": int(entries.absent.sum()),
-            "empty_blocks": int(entries.empty.sum()),
+            "absent_chunks": entries.absent,
+            "empty_blocks": entries.empty,
         }
         failures += [asdict(f) for f in quarantine.failures(limit=FAILURES_LISTED) if f.index in failed]
     if run.record.kind == training.KIND:
@@ -108,28 +108,28 @@ def verify(output: str, *, repair: bool = False, client: Client | None = None) -
     run = RunOnDisk.open(Store(output))
     found = Verification(run.store.url)
     with _at_rest(run.store, must_write=repair) as lease:
-        bad: dict[str, list[int]] = {}
+        bad: dict[str, Flags] = {}
         for stage in run.stages:
             done = run.ledger(stage.name).read().done
-            found.checked[stage.name] = int(done.sum())
-            found.missing[stage.name] = stage.count - int(done.sum())
+            found.checked[stage.name] = done.sum()
+            found.missing[stage.name] = stage.count - found.checked[stage.name]
             gone = missing_arrays(run.store, stage) if done.any() else []
             if gone:
                 found.problems.append({"stage": stage.name, "error": f"no array at {', '.join(gone)}"})
-                bad[stage.name] = list(map(int, np.flatnonzero(done)))
+                bad[stage.name] = done
             else:
                 # Without a lease nobody can write: any epoch tells this look from others.
                 epoch = lease.epoch if lease is not None else -time.time_ns()
                 arguments = (run.store.url, run.record.fingerprint, epoch, stage.name)
                 work = Work(function=worker.verify, arguments=arguments)
-                bad[stage.name] = []
+                bad[stage.name] = Flags(stage.count)
                 for index, failed in _failures(
                     engine_for(client, work, "verify"), done, f"verify {stage.name}"
                 ):
-                    bad[stage.name].append(index)
+                    bad[stage.name][index] = True
                     if len(found.problems) < FAILURES_LISTED:
                         found.problems.append({"stage": stage.name, "block": index, "error": failed.error})
-            found.damaged[stage.name] = len(bad[stage.name])
+            found.damaged[stage.name] = bad[stage.name].sum()
         if run.record.kind == training.KIND:
             _verify_training(run, found, repair=repair)
         found.leftovers = list(run.store.leftovers())
@@ -194,25 +194,28 @@ def _at_rest(store: Store, *, must_write: bool) -> Iterator[Lease | None]:
         yield lease
 
 
-def _failures(engine: Engine, done: np.ndarray[Any, Any], name: str) -> Iterator[tuple[int, Failed]]:
+def _failures(engine: Engine, done: Flags, name: str) -> Iterator[tuple[int, Failed]]:
     """The blocks among those done that cannot be read as they were written."""
-    waiting = map(int, np.flatnonzero(done))
-    total = int(done.sum())
+    total = done.sum()
+    waiting = Batches(done.indices(), total, streamed=False)
     with stage_progress(name, total, prefect=False) as progress:
         checked = 0
         while True:
-            while engine.has_room and (index := next(waiting, None)) is not None:
-                engine.submit(index, alone=False)
+            while engine.has_room and (batch := waiting.take(engine.workers)):
+                engine.submit(batch, limit=waiting.limit)
             if not engine.busy:
                 break
-            index, outcome = engine.next()
-            if isinstance(outcome, WorkerDied):
-                raise RunError("workers died while they read this output", where=f"block {index}")
-            if isinstance(outcome, Failed):
-                if outcome.verdict != "block":
-                    raise RunError("the output cannot be read", found=outcome.error)
-                yield index, outcome
-            checked += 1
+            answer = engine.next()
+            if answer.died:
+                raise RunError("workers died while they read this output", where=f"block {answer.died[0]}")
+            waiting.learn(len(answer.outcomes), answer.seconds)
+            waiting.put_back(answer.untried)
+            for index, outcome in answer.outcomes:
+                if isinstance(outcome, Failed):
+                    if outcome.verdict != "block":
+                        raise RunError("the output cannot be read", found=outcome.error)
+                    yield index, outcome
+            checked += len(answer.outcomes)
             progress.update(checked)
         progress.close(checked)
 
@@ -234,8 +237,9 @@ def clean(output: str) -> dict[str, Any]:
         run.store.delete(leftovers)
         failures = 0
         for stage in run.stages:
-            entries = run.ledger(stage.name, epoch=lease.epoch).seal()
-            failures += Quarantine(run.store, stage.name).release_done(entries.done)
+            ledger = run.ledger(stage.name, epoch=lease.epoch)
+            ledger.seal()
+            failures += Quarantine(run.store, stage.name).release_done(ledger.read().done)
     return {
         "command": "clean",
         "output": run.store.url,

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 from distributed import get_worker
 
 from flows import gpus
+from flows.wanted import wanted
 from unet_core import budget
 
 _LOOK = 0.5  # seconds between two looks whether the rank is still wanted
@@ -34,18 +35,13 @@ def host(job: dict[str, Any], topic: str) -> dict[str, Any]:
     wants this task no more: it was cancelled, or the client that asked for it is gone.
     """
     worker = get_worker()
-    key = worker.get_current_task()
     address = urlsplit(worker.address).hostname or "127.0.0.1"
 
     def tell(event: dict[str, Any]) -> None:
         worker.log_event(topic, {"rank": job["rank"], **event})
 
-    def wanted() -> bool:
-        task = worker.state.tasks.get(key)
-        return task is not None and task.state in ("executing", "long-running")
-
     try:
-        return run({**job, "host": address}, tell, wanted)
+        return run({**job, "host": address}, tell, wanted())
     finally:
         tell({"ended": True})
 

@@ -44,7 +44,12 @@ def predict(
     *, run: Run, stage: Stage, model: str, timeout: float | None, only_failed: bool = False
 ) -> StageResult:
     """The network over every block, on Dask workers."""
-    work = Work(function=worker.predict, arguments=(*_run_arguments(run), model), timeout=timeout)
+    work = Work(
+        function=worker.predict,
+        stream=worker.predict_many,
+        arguments=(*_run_arguments(run), model),
+        timeout=timeout,
+    )
     return _stage(run, stage, work, Client.current(), only_failed)
 
 

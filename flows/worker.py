@@ -6,6 +6,7 @@ The same functions run in the flow process, on a local Dask worker and on a clus
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,13 @@ if TYPE_CHECKING:
 def predict(url: str, fingerprint: str, epoch: int, model: str, index: int) -> Done:
     """One block of the `predict` stage of the run at `url`."""
     return _block_worker(url, fingerprint, epoch, model).predict(index)
+
+
+def predict_many(
+    url: str, fingerprint: str, epoch: int, model: str, indices: Iterator[int]
+) -> Iterator[tuple[int, Done | Exception]]:
+    """`predict` of many blocks, each with what came of it: one is read while another is computed."""
+    return _block_worker(url, fingerprint, epoch, model).stream(indices)
 
 
 def pyramid(url: str, fingerprint: str, epoch: int, level: int, index: int) -> Done:

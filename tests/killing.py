@@ -119,7 +119,7 @@ def done(to: Path, stage: str = "predict") -> int:
     store = Store(to)
     if read_record(store) is None:
         return 0
-    return int(RunOnDisk.open(store).ledger(stage).read().done.sum())
+    return RunOnDisk.open(store).ledger(stage).read().done.sum()
 
 
 def wait_until(condition: Any, what: str, seconds: float = 300) -> None:

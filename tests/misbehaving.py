@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from unet_core.errors import DataError, StoreError, UnfitWorkerError
@@ -126,3 +127,76 @@ def stops_others(url: str, epoch: int, index: int) -> Done:
     if index == BAD:
         Store(url).write(f".unet-flows/lease/{epoch + 1:08d}", b"{}")
     return good(url, epoch, index)
+
+
+MANY = 400
+WORST = 170
+
+
+def tiny(url: str, epoch: int, index: int) -> Done:
+    """One of many: nothing but its entry in the ledger."""
+    Ledger(Store(url), "stage", MANY, epoch).commit(index, f"{index:016x}")
+    return Done(1)
+
+
+def tiny_fails(url: str, epoch: int, index: int) -> Done:
+    if index == WORST:
+        _count(url, index)
+        raise DataError("the chunk is corrupt", where=f"block {index}")
+    return tiny(url, epoch, index)
+
+
+def tiny_dies(url: str, epoch: int, index: int) -> Done:
+    if index == WORST:
+        _count(url, index)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return tiny(url, epoch, index)
+
+
+def stream(url: str, epoch: int, indices: Iterator[int]) -> Iterator[tuple[int, Done | Exception]]:
+    """Two blocks ahead, as a pipeline that reads ahead is."""
+    yield from _ahead(tiny, url, epoch, indices)
+
+
+def stream_fails(url: str, epoch: int, indices: Iterator[int]) -> Iterator[tuple[int, Done | Exception]]:
+    yield from _ahead(tiny_fails, url, epoch, indices)
+
+
+def stream_dies(url: str, epoch: int, indices: Iterator[int]) -> Iterator[tuple[int, Done | Exception]]:
+    yield from _ahead(tiny_dies, url, epoch, indices)
+
+
+def stream_hangs(url: str, epoch: int, indices: Iterator[int]) -> Iterator[tuple[int, Done | Exception]]:
+    """All blocks together take longer than one may; one of them hangs once."""
+    for index in indices:
+        time.sleep(0.05)
+        if index == WORST and _count(url, index) == 1:
+            time.sleep(3600)
+        yield index, tiny(url, epoch, index)
+
+
+def stream_breaks(url: str, epoch: int, indices: Iterator[int]) -> Iterator[tuple[int, Done | Exception]]:
+    """It raises instead of yielding, with two blocks taken."""
+    for index, done in _ahead(tiny, url, epoch, indices):
+        if index == WORST:
+            raise RuntimeError("the pipeline broke")
+        yield index, done
+
+
+def _ahead(
+    function: Callable[[str, int, int], Done], url: str, epoch: int, indices: Iterator[int]
+) -> Iterator[tuple[int, Done | Exception]]:
+    held: list[int] = []
+    for index in indices:
+        held.append(index)
+        if len(held) > 2:
+            yield held[0], _tried(function, url, epoch, held.pop(0))
+    for index in held:
+        yield index, _tried(function, url, epoch, index)
+
+
+def _tried(function: Callable[[str, int, int], Done], url: str, epoch: int, index: int) -> Done | Exception:
+    try:
+        return function(url, epoch, index)
+    except DataError as error:
+        return error

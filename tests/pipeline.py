@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from typing import Any
 
-import numpy as np
 from strategies import random_network
 
 from unet_core.architecture import UNetSpec
@@ -61,7 +60,7 @@ def complete(
             done = Ledger(Store(to), stage.name, stage.count, lease.epoch).read().done
             if stage.name == RELABEL:
                 prepare_final(Store(to), plan)
-            for index in map(int, np.flatnonzero(~done)):
+            for index in done.missing():
                 if most == 0:
                     return plan
                 most -= 1

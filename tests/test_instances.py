@@ -112,7 +112,8 @@ def go_on(store: Store, plan: InstancePlan, *, most: int = 10**9) -> bool:
                 )
             worker = worker_of(store, plan, lease.epoch)
             ledger = Ledger(store, stage.name, stage.count, lease.epoch)
-            for index in map(int, np.flatnonzero(~ledger.seal().done)[::-1]):
+            ledger.seal()
+            for index in reversed(list(ledger.read().done.missing())):
                 if most == 0:
                     return False
                 worker.do(stage.name, index)

@@ -213,7 +213,7 @@ def test_a_stopped_owner_is_late_when_it_wakes(store: Store, other: subprocess.P
         with pytest.raises(LostLeaseError, match="taken over"):
             Ledger(store, "stage", 3, 1).commit(0, "0" * 16)
         Ledger(store, "stage", 3, 2).commit(1, "0" * 16)
-        assert Ledger(store, "stage", 3).read().done.tolist() == [False, True, False]
+        assert list(Ledger(store, "stage", 3).read().done.indices()) == [1]
 
 
 def test_an_owner_notices_that_it_was_replaced(store: Store) -> None:

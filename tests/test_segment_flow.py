@@ -14,7 +14,6 @@ import pytest
 import tensorstore
 import zarr
 from killing import dask_cluster
-from numpy.typing import NDArray
 from ome_zarr_models.v05.image_label import ImageLabel
 from pipeline import save_random_model
 
@@ -27,7 +26,7 @@ from unet_core.errors import InputError, RunError
 from unet_core.geometry import Box
 from unet_core.instances.foreground import by_class
 from unet_core.instances.in_memory import label_components
-from unet_core.ledger import hold, read_status
+from unet_core.ledger import Flags, hold, read_status
 from unet_core.normalisation import Scale
 from unet_core.query import Labels
 from unet_core.verification import RunOnDisk
@@ -89,8 +88,8 @@ def chunks(output: Path) -> dict[str, str]:
     }
 
 
-def backwards(done: NDArray[np.bool_], *_: Any) -> Iterator[int]:
-    return map(int, np.flatnonzero(~done)[::-1])
+def backwards(done: Flags, *_: Any, **__: Any) -> Iterator[int]:
+    return reversed(list(done.missing()))
 
 
 @pytest.fixture(scope="module")

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-
-import numpy as np
+from itertools import islice
 
 from unet_core import ingestion, segmentation, training
 from unet_core.errors import DataError, InputError
@@ -14,6 +13,7 @@ from unet_core.geometry import Box
 from unet_core.instances import stitching
 from unet_core.ledger import (
     Done,
+    Flags,
     Ledger,
     RunRecord,
     Stage,
@@ -133,27 +133,32 @@ def _objects(store: Store, stage: Stage, index: int) -> Iterator[str]:
             yield key
 
 
-def reopen(run: RunOnDisk, damaged: Mapping[str, Iterable[int]], *, epoch: int) -> dict[str, int]:
+def reopen(run: RunOnDisk, damaged: Mapping[str, Flags], *, epoch: int) -> dict[str, int]:
     """Take damaged blocks, and the blocks of later stages that were made from them, out of the ledgers.
 
     Returns how many blocks of each stage are open now that were not before. The caller holds the lease.
     """
     extents: list[tuple[int, Box]] = []
-    opened: dict[str, list[int]] = {}
+    opened: dict[str, Flags] = {}
     for stage in run.stages:
         done = run.ledger(stage.name).read().done
-        indices = {index for index in damaged.get(stage.name, ()) if done[index]}
+        broken = damaged.get(stage.name, Flags(stage.count))
         if len(extents) > _TRACED:
-            indices.update(map(int, np.flatnonzero(done)))
-        elif extents:
-            indices.update(index for index in map(int, np.flatnonzero(done)) if _meets(stage, index, extents))
-        if indices:
-            opened[stage.name] = sorted(indices)
-            extents += [stage.extent(index) for index in opened[stage.name]]
+            again = done
+        else:
+            of_damaged = tuple(extents)
+            again = Flags.of(
+                stage.count,
+                (i for i in done.indices() if broken[i] or (of_damaged and _meets(stage, i, of_damaged))),
+            )
+        if again.any():
+            opened[stage.name] = again
+            room = _TRACED + 1 - len(extents)
+            extents += [stage.extent(index) for index in islice(again.indices(), max(0, room))]
     # The last stage first: killed half-way, nothing made from a hole counts as done.
     for name in reversed(opened):
         run.ledger(name, epoch=epoch).seal(without=opened[name])
-    return {name: len(indices) for name, indices in opened.items()}
+    return {name: flags.sum() for name, flags in opened.items()}
 
 
 def missing_arrays(store: Store, stage: Stage) -> list[str]:
@@ -161,7 +166,7 @@ def missing_arrays(store: Store, stage: Stage) -> list[str]:
     return [path for path in stage.arrays if store.read(f"{path}/zarr.json") is None]
 
 
-def _meets(stage: Stage, index: int, extents: list[tuple[int, Box]]) -> bool:
+def _meets(stage: Stage, index: int, extents: Sequence[tuple[int, Box]]) -> bool:
     timepoint, box = stage.extent(index)
     seen = box.grow(stage.margin, stage.margin)
     return any(t == timepoint and seen.intersect(other) for t, other in extents)

@@ -220,7 +220,7 @@ def _require_labelled(source: Store, plan: InstancePlan) -> None:
     for stage in plan.stages:
         if stage.name == MERGE:
             return
-        done = int(Ledger(source, stage.name, stage.count).read().done.sum())
+        done = Ledger(source, stage.name, stage.count).read().done.sum()
         if done < stage.count:
             raise InputError(
                 "these instances are not complete",

@@ -2,7 +2,7 @@
 
     OUTPUT/.unet-flows/run.json       record       what the run is; written once
                        lease/         lease        who owns the output
-                       ledger/STAGE/  entries      which blocks are done
+                       ledger/STAGE/  entries      which blocks are done; seals: of many in one file
                        failed/STAGE/  quarantine   which blocks failed, and why
                        status.json    status       complete, partial or failed
 
@@ -11,14 +11,9 @@ commits it, and a ledger.
 """
 
 from unet_core.ledger.clearing import clear
-from unet_core.ledger.entries import (
-    Entries,
-    Ledger,
-    digest_of,
-    digest_of_objects,
-    object_digest,
-    quick_digest,
-)
+from unet_core.ledger.digests import digest_of, digest_of_objects, object_digest, quick_digest
+from unet_core.ledger.entries import Entries, Ledger
+from unet_core.ledger.flags import Flags
 from unet_core.ledger.lease import Holder, Lease, hold, holder, require_epoch
 from unet_core.ledger.quarantine import Failure, Quarantine
 from unet_core.ledger.record import (
@@ -41,6 +36,7 @@ __all__ = [
     "Done",
     "Entries",
     "Failure",
+    "Flags",
     "Holder",
     "Lease",
     "Ledger",

@@ -9,9 +9,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
+from unet_core.ledger.flags import Flags
 from unet_core.ledger.record import FOLDER
 from unet_core.volumes import Store
 
@@ -47,11 +45,11 @@ class Quarantine:
         names = (key.rsplit("/", 1)[1].removesuffix(".json") for key in self.store.keys(self._prefix))
         return sorted(int(name) for name in names if name.isdecimal())
 
-    def standing(self, done: NDArray[np.bool_]) -> list[int]:
+    def standing(self, done: Flags) -> list[int]:
         """Those that are still to be done, given one flag per block of the stage; ascending."""
-        return [index for index in self.indices() if index < done.size and not done[index]]
+        return [index for index in self.indices() if index < len(done) and not done[index]]
 
-    def release_done(self, done: NDArray[np.bool_]) -> int:
+    def release_done(self, done: Flags) -> int:
         """Drop the records of blocks that have been done since; returns how many."""
         gone = sorted(set(self.indices()) - set(self.standing(done)))
         self.store.delete(map(self._key, gone))
