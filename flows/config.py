@@ -115,6 +115,9 @@ class SegmentConfig(Config):
     block: str | None = Field(
         None, description="Unit of scheduling and resuming, z,y,x; whole tiles and shards"
     )
+    memory: str | None = Field(
+        None, description="What one worker may take, such as 8GiB: a larger tile wastes less arithmetic"
+    )
     dtype: Dtype = Field("auto", description="Arithmetic of the network")
     normalisation: Literal["volume", "model"] = Field(
         "volume", description="Intensity scale measured on this volume, or the training data's own"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, get_args
 
 from flows.suggestions import did_you_mean
@@ -47,6 +48,19 @@ def parse_integers(name: str, text: str) -> tuple[int, ...]:
         raise InputError(
             f"{name} is not a list of integers", expected="such as 0 or 0,1,2", found=text
         ) from None
+
+
+def parse_bytes(name: str, text: str | None) -> int | None:
+    """`8GiB`, `500 MB` or a plain number of bytes."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", text, re.IGNORECASE)
+    size = 0
+    if found is not None:
+        size = round(float(found[1]) * (1024 if found[3] else 1000) ** " KMGT".index(found[2].upper() or " "))
+    if size <= 0:
+        raise InputError(f"{name} is not a number of bytes", expected="such as 8GiB or 500MB", found=text)
+    return size
 
 
 def parse_numbers(name: str, text: str | None) -> tuple[float, ...] | None:

@@ -13,7 +13,7 @@ from flows.cluster import ask, open_client
 from flows.config import SegmentConfig, read_cluster, takes, validate
 from flows.instances import PATIENCE, follow
 from flows.outcome import owned, require_failures
-from flows.parsing import parse_box, parse_integers, parse_shape
+from flows.parsing import parse_box, parse_bytes, parse_integers, parse_shape
 from unet_core.errors import InputError
 from unet_core.instances import InstanceRequest
 from unet_core.keeping import KeepRequest
@@ -47,6 +47,7 @@ def plan(config: SegmentConfig, *, device: str | None = None) -> Planned:
         keep=_keep(config),
         tile=parse_shape("--tile", config.tile),
         block=parse_shape("--block", config.block),
+        memory=parse_bytes("--memory", config.memory),
         dtype=config.dtype,
         normalisation=config.normalisation,
         restart=config.restart,

@@ -11,13 +11,14 @@ from rich.table import Table
 from flows.evaluate import Evaluation
 from flows.report import comparison_table, instance_tables, scores_table, thresholds_table
 from flows.report.words import counted, duration
-from unet_core.devices import device_kind
+from unet_core.devices import device_kind, fast_dtype
 from unet_core.evaluation import CRITERIA, InstanceScores
 from unet_core.geometry import Box, Shape
-from unet_core.inference import measure_speed
 from unet_core.instances import InstancePlan, basins_at_most, disk_bytes, merge_bytes, scratch_bytes
 from unet_core.keeping import estimate
 from unet_core.segmentation import Planned
+from unet_core.speed import macs_per_second
+from unet_core.tile_choice import spread
 from unet_core.volumes import Store
 
 if TYPE_CHECKING:
@@ -27,9 +28,10 @@ if TYPE_CHECKING:
 def plan_document(planned: Planned, *, workers: int) -> dict[str, Any]:
     """The plan of a segmentation with what it will cost; bytes, voxels and seconds."""
     plan, tiling = planned.plan, planned.plan.tiling
-    dtype = "float32" if plan.dtype == "auto" else plan.dtype
     here = plan.device == device_kind()  # a run on GPUs may be planned where there is none
-    speed = measure_speed(planned.model.network(), device=plan.device, dtype=dtype) if here else None
+    dtype = (fast_dtype(plan.device) or "float32") if plan.dtype == "auto" else plan.dtype
+    spec = planned.model.card.spec
+    speed = macs_per_second(spec, device=plan.device, dtype=dtype) if here else None
     keep = _keep_document(planned)
     computed = planned.macs * (1.0 if keep is None else keep["share_of_tiles"])
     return {
@@ -55,6 +57,7 @@ def plan_document(planned: Planned, *, workers: int) -> dict[str, Any]:
             "context_upper": list(tiling.footprint.upper),
             "stride": list(tiling.footprint.stride),
             "count": tiling.tile_count,
+            "options": _options(planned),
         },
         "block": {"shape": list(tiling.block), "count": len(tiling.blocks)},
         "chunk": list(tiling.chunk),
@@ -87,6 +90,20 @@ def _keep_document(planned: Planned) -> dict[str, Any] | None:
         "blocks_looked_at": share.looked_at,
         "estimate": not share.exact,
     }
+
+
+def _options(planned: Planned) -> list[dict[str, Any]]:
+    """What the tile was chosen from, the best first."""
+    spec, roi = planned.model.card.spec, planned.plan.tiling.roi
+    needed = spec.macs_per_voxel() * roi.size
+    return [
+        {
+            "write": list(option.tile),
+            "useful_share_of_arithmetic": round(needed / option.macs, 4),
+            "memory_of_one_forward_pass": option.memory,
+        }
+        for option in spread(planned.options(), 5)
+    ]
 
 
 def _instances_document(planned: Planned, plan: InstancePlan) -> dict[str, Any]:
@@ -133,6 +150,7 @@ def print_plan(document: dict[str, Any]) -> None:
             f" {document['useful_share_of_arithmetic']:.0%} of it useful",
         ),
         ("tiles", f"{tile['count']:,} of {_shape(tile['write'])}, each read as {_shape(tile['read'])}"),
+        *_option_rows(tile),
         (
             "blocks",
             f"{block['count']:,} of {_shape(block['shape'])}; {counted(len(document['stages']), 'stage')}",
@@ -163,6 +181,18 @@ def _keep_rows(keep: dict[str, Any], blocks: int) -> list[tuple[str, str]]:
             f"{keep['share_of_voxels']:.1%} of the voxels; computes {keep['share_of_tiles']:.1%} of the"
             f" tiles, in {keep['share_of_blocks']:.1%} of the blocks ({how}); the rest is background, unread",
         ),
+    ]
+
+
+def _option_rows(tile: dict[str, Any]) -> list[tuple[str, str]]:
+    others = [option for option in tile["options"] if option["write"] != tile["write"]]
+    return [
+        (
+            "" if position else "other tiles",
+            f"{_shape(option['write'])}: {option['useful_share_of_arithmetic']:.0%} useful,"
+            f" {_bytes(option['memory_of_one_forward_pass'])} for one forward pass",
+        )
+        for position, option in enumerate(others)
     ]
 
 

@@ -34,6 +34,11 @@ def prepare(planned: Planned) -> SegmentPlan:
     if not planned.resumed:
         # On a worker: what is chosen there must suit its device, and its bits are the run's bits.
         resolved = ask(Client.current(), worker.resolve, plan.to_dict(), planned.request.normalisation)
+        if (plan.dtype, resolved["dtype"]) == ("auto", "float32"):
+            planned = planned.in_float32()
+            resolved = ask(
+                Client.current(), worker.resolve, planned.plan.to_dict(), planned.request.normalisation
+            )
         plan = SegmentPlan.from_dict(resolved)
     start(planned, plan)
     return plan

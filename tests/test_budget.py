@@ -26,6 +26,7 @@ from unet_core.geometry import Box, Grid
 from unet_core.ledger import hold, read_record
 from unet_core.model import UNet
 from unet_core.segmentation import SegmentPlan, SegmentRequest, plan_segmentation, resolve, start
+from unet_core.tile_choice import choose_tile
 from unet_core.tiling import Footprint, Tiling, chunk_and_shard
 from unet_core.volumes import Store
 
@@ -163,7 +164,7 @@ def test_the_chosen_tile_fits_and_more_memory_never_costs_more(spec, volume, dat
     flat = 3 - spec.ndim
     assume(memory >= budget.forward_bytes(spec, spec.read_shape(spec.stride), "float32"))
     roi = data.draw(boxes_within(volume))
-    tile = budget.choose_tile(spec, volume, roi, dtype="float32", memory=memory)
+    tile = choose_tile(spec, volume, roi, dtype="float32", memory=memory)
     assert budget.forward_bytes(spec, spec.read_shape(tile[flat:]), "float32") <= memory
     assert tile[:flat] == (1,) * flat
     chunk, shard = chunk_and_shard(tile, volume)
@@ -171,7 +172,7 @@ def test_the_chosen_tile_fits_and_more_memory_never_costs_more(spec, volume, dat
     Tiling(volume=volume, roi=roi, footprint=foot, tile=tile, chunk=chunk, shard=shard, block=shard)
 
     def cost(memory: int) -> int:
-        tile = budget.choose_tile(spec, volume, roi, dtype="float32", memory=memory)
+        tile = choose_tile(spec, volume, roi, dtype="float32", memory=memory)
         return len(Grid(roi, tile)) * spec.macs(spec.read_shape(tile[flat:]))
 
     assert cost(4 * memory) <= cost(memory)
@@ -179,19 +180,19 @@ def test_the_chosen_tile_fits_and_more_memory_never_costs_more(spec, volume, dat
 
 def test_tiles_of_usual_volumes():
     spec, shape = UNetSpec.build(ndim=3, depth=3, base=16), (500, 500, 500)
-    tile = budget.choose_tile(spec, shape, Box.of_shape(shape), dtype="float32", memory=2**30)
-    half = budget.choose_tile(spec, shape, Box.of_shape(shape), dtype="bfloat16", memory=2**30)
+    tile = choose_tile(spec, shape, Box.of_shape(shape), dtype="float32", memory=2**30)
+    half = choose_tile(spec, shape, Box.of_shape(shape), dtype="bfloat16", memory=2**30)
     assert np.prod(half) > np.prod(tile)
     # The paper's own case: a plane of 512 x 512 is one tile.
     shape = (9, 512, 512)
-    plane = budget.choose_tile(UNetSpec.paper(), shape, Box.of_shape(shape), dtype="float32", memory=2**32)
+    plane = choose_tile(UNetSpec.paper(), shape, Box.of_shape(shape), dtype="float32", memory=2**32)
     assert plane == (1, 512, 512)
 
 
 def test_a_tile_that_cannot_fit_is_refused_with_both_numbers():
     spec = UNetSpec.build(ndim=3, depth=4, base=64)
     with pytest.raises(InputError, match="not even the smallest tile") as refused:
-        budget.choose_tile(spec, (512,) * 3, Box.of_shape((512,) * 3), dtype="float32", memory=10**8)
+        choose_tile(spec, (512,) * 3, Box.of_shape((512,) * 3), dtype="float32", memory=10**8)
     needed = budget.forward_bytes(spec, spec.read_shape(spec.stride), "float32")
     assert f"{needed:,} bytes" in refused.value.expected
     assert "100,000,000 bytes" in refused.value.found
@@ -201,9 +202,9 @@ def test_a_tile_that_cannot_fit_is_refused_with_both_numbers():
 def test_the_number_that_a_refusal_asks_for_is_enough():
     spec = UNetSpec.build(ndim=3, depth=1, base=8)
     with pytest.raises(InputError) as refused:
-        budget.choose_tile(spec, (512,) * 3, Box.of_shape((512,) * 3), dtype="float32", memory=1)
+        choose_tile(spec, (512,) * 3, Box.of_shape((512,) * 3), dtype="float32", memory=1)
     enough = int(refused.value.expected.split(" ")[0].replace(",", ""))
-    budget.choose_tile(spec, (512,) * 3, Box.of_shape((512,) * 3), dtype="float32", memory=enough)
+    choose_tile(spec, (512,) * 3, Box.of_shape((512,) * 3), dtype="float32", memory=enough)
 
 
 def test_workers_that_do_not_fit_are_refused_with_both_numbers():

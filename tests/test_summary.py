@@ -27,7 +27,7 @@ def test_a_small_plan(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setattr("unet_core.inference.fast_dtype", lambda _: "bfloat16")
-    monkeypatch.setattr("flows.summary.measure_speed", lambda *_, **__: 1e9)
+    monkeypatch.setattr("flows.summary.macs_per_second", lambda *_, **__: 1e9)
     write_array(tmp_path / "volume.zarr", np.ones((8, 8, 8), np.uint8))
     config = SegmentConfig(
         volume=str(tmp_path / "volume.zarr"),

@@ -15,15 +15,15 @@ import psutil
 
 from unet_core.architecture import FEWEST_CHANNELS_3D, UNetSpec
 from unet_core.errors import InputError
-from unet_core.geometry import Box, Grid, Shape, ceil_div, round_up
-from unet_core.tiling import Footprint, Tiling
+from unet_core.geometry import Box, Shape, round_up
+from unet_core.tiling import Tiling
 
 GIB = 2**30
 # A worker process of `flows.cluster` with torch, zarr and distributed loaded and kernels used, beside what is
 # counted below (measured: 301 and 308 MiB, 112 MiB of them libraries' files, which workers share).
 WORKER_BASE = 310 * 2**20
 ITEM_SIZE = {"float32": 4, "auto": 4, "bfloat16": 2, "float16": 2}
-# A tile is never chosen larger than this, so that blocks stay short enough to retry and to share out.
+# No larger tile is chosen unless asked for, so that blocks stay short enough to retry and to share out.
 TILE_MEMORY = 3 * GIB
 # Steps whose patches a training reads while the network works.
 STEPS_AHEAD = 3
@@ -33,8 +33,6 @@ TRAINING_KEPT = 48 * 2**20
 INPUT_KEPT = 256 * 2**20
 # Bytes of decoded chunks that a training rank keeps: patches come from the same ones again and again.
 CHUNKS_KEPT = 128 * 2**20
-# Sides that tiles are tried with, rounded up to the stride: 1 is the smallest tile there is.
-_TILE_SIDES = (1, 16, 24, 32, 48, 64, 80, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512, 640, 768, 1024)
 
 
 @dataclass(frozen=True)
@@ -283,49 +281,6 @@ def kept_chunks(tiling: Tiling, item: int) -> int:
     thick = tiling.block[0] + tiling.footprint.lower[0] + tiling.footprint.upper[0]
     # Half as much again: chunks reach beyond what is read of them.
     return min(3 * item * min(thick, slab[0]) * prod(slab[1:]) // 2, INPUT_KEPT)
-
-
-def choose_tile(spec: UNetSpec, volume: Shape, roi: Box, *, dtype: str, memory: int) -> Shape:
-    """The tile (z, y, x) that computes `roi` with the least arithmetic in at most `memory` bytes.
-
-    Larger tiles waste less on context; evenly divided axes waste less on overhang. The choice depends
-    on neither the number of workers nor the block, so that these do not change results.
-
-    Raises
-    ------
-    InputError
-        Even the smallest tile does not fit.
-    """
-    footprint = Footprint.of(spec)
-    flat = 3 - spec.ndim
-    best: tuple[int, Shape] | None = None
-    smallest = footprint.stride
-    for target in _TILE_SIDES:
-        tile = tuple(
-            1 if axis < flat else _divide(n, target, stride)
-            for axis, (n, stride) in enumerate(zip(volume, footprint.stride))
-        )
-        read = spec.read_shape(tile[flat:])
-        if forward_bytes(spec, read, dtype) > memory:
-            continue
-        cost = len(Grid(roi, tile)) * spec.macs(read)
-        if best is None or cost < best[0]:
-            best = cost, tile
-    if best is None:
-        raise InputError(
-            "not even the smallest tile fits in memory",
-            expected=f"{forward_bytes(spec, spec.read_shape(smallest[flat:]), dtype):,} bytes or more",
-            found=f"{memory:,} bytes for one tile",
-            fix="use a smaller network, a 16-bit --dtype, or a larger machine",
-        )
-    return best[1]
-
-
-def _divide(length: int, target: int, stride: int) -> int:
-    """About `target`, a multiple of `stride`; a short axis is divided evenly instead."""
-    parts = ceil_div(length, target)
-    even = parts <= 4
-    return round_up(ceil_div(length, parts) if even else target, stride)
 
 
 def disk_bytes(tiling: Tiling, *, classes: int, probabilities: bool) -> int:

@@ -6,7 +6,6 @@ tile goes through the same kernel at the same shape, with batch 1, and only its 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -221,23 +220,6 @@ def choose_dtype(network: UNet, data: NDArray[Any], tile: Tile, *, scale: Scale,
         labels[dtype] = predictor.classes(predictor.logits(data, tile))
     agreement = float((labels["float32"] == labels[fast]).mean())
     return fast if agreement >= DTYPE_AGREEMENT else "float32"
-
-
-def measure_speed(network: UNet, *, device: str, dtype: str) -> float:
-    """Multiply-accumulates per second of one small tile on this device; for predicting a run's time."""
-    spec = network.spec
-    shape = spec.read_shape((256,) * 2 if spec.ndim == 2 else (32,) * 3)
-    write = Box.of_shape((1,) * (3 - spec.ndim) + spec.legal_write_shape(shape))
-    scale = Scale((0.0,) * spec.in_channels, (1.0,) * spec.in_channels)
-    predictor = Predictor(network, scale=scale, device=device, dtype=dtype)
-    data = np.zeros((spec.in_channels, *(1,) * (3 - spec.ndim), *shape), np.float32)
-    tile = Tile(read=write, write=write, keep=write)
-    seconds = []
-    for _ in range(3):
-        began = time.perf_counter()
-        predictor.classes(predictor.logits(data, tile))
-        seconds.append(time.perf_counter() - began)
-    return spec.padded().macs(shape) / min(seconds)
 
 
 def predict_tiles(

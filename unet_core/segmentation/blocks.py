@@ -26,6 +26,7 @@ from unet_core.pyramid import PyramidPlan
 from unet_core.recent import Recent
 from unet_core.segmentation.plan import KIND, PREDICT, Planned, SegmentPlan, identity_of
 from unet_core.table import TablePlan, quanta_of
+from unet_core.tile_choice import choose_tile
 from unet_core.volumes import Store, Volume, create_multiscale, open_for_writing, write_box
 
 _CLASSES = np.dtype(np.uint8)  # of classes and probabilities
@@ -254,7 +255,7 @@ def tile_that_fits(plan: SegmentPlan, free: int) -> Shape | None:
     needed = budget.forward_bytes(spec, tiling.read_shape[3 - spec.ndim :], plan.dtype)
     memory = min(free, needed) // 2
     try:
-        return budget.choose_tile(spec, tiling.volume, tiling.roi, dtype=plan.dtype, memory=memory)
+        return choose_tile(spec, tiling.volume, tiling.roi, dtype=plan.dtype, memory=memory)
     except InputError:
         return None
 

@@ -8,6 +8,7 @@ from math import prod
 from typing import Any, Literal
 
 from unet_core import budget
+from unet_core.architecture import UNetSpec
 from unet_core.checkpoint import StoredModel, load_model
 from unet_core.devices import device_kind, fast_dtype
 from unet_core.errors import InputError
@@ -34,6 +35,7 @@ from unet_core.segmentation.refusals import (
     require_same_keep,
     require_same_kind,
 )
+from unet_core.tile_choice import TileOption, choose_tile, tile_options
 from unet_core.tiling import Footprint, Tiling, chunk_and_shard
 from unet_core.volumes import Store, Volume
 
@@ -45,7 +47,8 @@ PREDICT = "predict"
 class SegmentRequest:
     """What is asked for. None and "auto" leave a choice to the plan; boxes and shapes are z, y, x.
 
-    `restart`: what lies at `to` is to be replaced. `partial`: the input need not be complete.
+    `restart`: what lies at `to` is to be replaced. `partial`: the input need not be complete. `memory`: bytes
+    that one worker may take.
     """
 
     volume: str
@@ -60,6 +63,7 @@ class SegmentRequest:
     keep: KeepRequest | None = None
     tile: Shape | None = None
     block: Shape | None = None
+    memory: int | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     normalisation: Literal["volume", "model"] = "volume"
     restart: bool = False
@@ -160,6 +164,23 @@ class Planned:
     instance_memory: int = 0
     record: RunRecord | None
 
+    def options(self) -> list[TileOption]:
+        """Tiles that this plan's was chosen from, the best first; all tiles where one was asked for."""
+        plan, spec = self.plan, self.model.card.spec
+        dtype = _sized(plan.dtype, plan.device)
+        memory = budget.tile_memory(plan.device)
+        if self.request.tile is None:  # those that take more did not fit
+            memory = budget.forward_bytes(spec, plan.tiling.read_shape[3 - spec.ndim :], dtype)
+        return tile_options(spec, plan.tiling.volume, plan.tiling.roi, dtype=dtype, memory=memory)
+
+    def in_float32(self) -> Planned:
+        """The plan where "auto" turned out to be float32: such tensors take twice what was counted."""
+        if self.request.tile is not None:
+            return self
+        return plan_segmentation(
+            replace(self.request, dtype="float32"), workers=None, device=self.plan.device
+        )
+
     @property
     def resumed(self) -> bool:
         """Whether this run was begun before."""
@@ -250,7 +271,7 @@ def plan_segmentation(
     memory_needed = budget.worker_memory(
         spec,
         plan.tiling,
-        dtype=plan.dtype,
+        dtype=_sized(plan.dtype, plan.device),
         input_item=volume.dtype.itemsize,
         probabilities=plan.probabilities,
     )
@@ -277,6 +298,8 @@ def plan_segmentation(
             itemsize=volume.dtype.itemsize,
         ),
     )
+    if request.memory is not None:
+        budget.require_memory(planned.memory, plan.device, workers=1, available=request.memory)
     if workers is not None:
         budget.require_memory(planned.memory, plan.device, workers=workers, available=memory)
         if plan.instances is not None:
@@ -298,19 +321,9 @@ def _new_plan(
     # Without a fast 16-bit type there is nothing to decide; else `resolve` decides on a real tile.
     undecided = request.dtype == "auto" and fast_dtype(device) is not None
     dtype = "auto" if undecided else "float32" if request.dtype == "auto" else request.dtype
-    tile = request.tile or budget.choose_tile(
-        spec, volume.shape, roi, dtype=dtype, memory=budget.tile_memory(device)
-    )
-    chunk, shard = chunk_and_shard(tile, volume.shape)
-    tiling = Tiling(
-        volume=volume.shape,
-        roi=roi,
-        footprint=Footprint.of(spec),
-        tile=tile,
-        chunk=chunk,
-        shard=shard,
-        block=request.block or shard,
-    )
+    tile = request.tile or _choose_tile(request, volume, spec, roi, dtype, device)
+    tiling = _tiling(request, volume, spec, roi, tile)
+    shard = tiling.shard
     return SegmentPlan(
         volume=volume.url,
         level=request.level,
@@ -331,6 +344,48 @@ def _new_plan(
         ),
         instances=_instances_of(request, model, roi, volume, shard),
     )
+
+
+def _choose_tile(
+    request: SegmentRequest, volume: Volume, spec: UNetSpec, roi: Box, dtype: str, device: str
+) -> Shape:
+    sized = _sized(dtype, device)
+    limit = request.memory
+    if limit is None:
+        return choose_tile(spec, volume.shape, roi, dtype=sized, memory=budget.tile_memory(device))
+
+    def fits(tile: Shape) -> bool:
+        needed = budget.worker_memory(
+            spec,
+            _tiling(replace(request, block=None), volume, spec, roi, tile),
+            dtype=sized,
+            input_item=volume.dtype.itemsize,
+            probabilities=request.probabilities,
+        )
+        return needed.total <= limit
+
+    return choose_tile(spec, volume.shape, roi, dtype=sized, memory=limit, fits=fits)
+
+
+def _tiling(request: SegmentRequest, volume: Volume, spec: UNetSpec, roi: Box, tile: Shape) -> Tiling:
+    chunk, shard = chunk_and_shard(tile, volume.shape)
+    return Tiling(
+        volume=volume.shape,
+        roi=roi,
+        footprint=Footprint.of(spec),
+        tile=tile,
+        chunk=chunk,
+        shard=shard,
+        block=request.block or shard,
+    )
+
+
+def _sized(dtype: str, device: str) -> str:
+    """The type that memory is counted in: where it is open, the one that will be taken but for odd networks.
+
+    If float32 is taken after all, the tile is chosen anew (`Planned.in_float32`).
+    """
+    return fast_dtype(device) or "float32" if dtype == "auto" else dtype
 
 
 def _instances_of(

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from unet_core.architecture import UNetSpec
-from unet_core.budget import CHUNKS_KEPT, choose_tile
+from unet_core.budget import CHUNKS_KEPT
 from unet_core.checkpoint import adopt, load_model
 from unet_core.errors import InputError
 from unet_core.geometry import Box, round_up
@@ -22,6 +22,7 @@ from unet_core.placement import Places, find_places
 from unet_core.recent import Recent
 from unet_core.sampling import Sampler
 from unet_core.targets import class_names
+from unet_core.tile_choice import choose_tile
 from unet_core.tiling import Footprint, Tiling
 from unet_core.training.settings import TrainSettings
 
