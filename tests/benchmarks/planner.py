@@ -1,0 +1,98 @@
+"""Whether the tile that a plan chooses is the fastest: voxels per second of it and of others, in one run.
+
+    python tests/benchmarks/planner.py [--memory-gib 3] [--repeat 2] [--dtype bfloat16]
+
+Three networks: 2D of base 64 and depth 4, 3D of base 16 and depth 3, the same with two anisotropic levels,
+on a region too large for any tile. Tried are the choice, the eight that come next by arithmetic, and five
+smaller ones spread over the memory. Rounds over all tiles are repeated, and each tile's best time counts:
+other load hits all alike. GFLOP/s shows whether time follows the arithmetic, on which the choice rests.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from math import prod
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from unet_core.architecture import UNetSpec
+from unet_core.devices import DTYPES, device_name
+from unet_core.geometry import Box
+from unet_core.model import UNet
+from unet_core.prepared import PreparedUNet, prepare
+from unet_core.tile_choice import TileOption, spread, tile_options
+
+REGION = (10_000, 10_000, 10_000)
+NETWORKS = {
+    "2D, base 64, depth 4": UNetSpec.build(ndim=2, depth=4, base=64),
+    "3D, base 16, depth 3": UNetSpec.build(ndim=3, depth=3, base=16),
+    "3D, base 16, depth 3, 2 levels anisotropic": UNetSpec.build(
+        ndim=3, depth=3, base=16, anisotropic_levels=2
+    ),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--memory-gib", type=float, default=3.0)
+    parser.add_argument("--repeat", type=int, default=2)
+    parser.add_argument("--dtype", choices=sorted(DTYPES), default="bfloat16")
+    options = parser.parse_args()
+    results = {name: sweep(spec, options) for name, spec in NETWORKS.items()}
+    document = {"device": device_name("cpu"), "torch": torch.__version__, "networks": results}
+    print(json.dumps(document, indent=1))
+    for name, rows in results.items():
+        show(name, rows)
+
+
+def sweep(spec: UNetSpec, options: argparse.Namespace) -> list[dict[str, object]]:
+    """One row per tile, the choice first."""
+    memory = int(options.memory_gib * 2**30)
+    every = tile_options(spec, REGION, Box.of_shape(REGION), dtype=options.dtype, memory=memory)
+    tried = list(dict.fromkeys([*every[:9], *spread(every, 6)]))
+    network = prepare(UNet(spec), dtype=DTYPES[options.dtype])
+    seconds = {option: float("inf") for option in tried}
+    for _ in range(options.repeat):
+        for option in tried:
+            seconds[option] = min(seconds[option], timed(network, spec, option, options.dtype))
+    return [row(spec, option, seconds[option]) for option in tried]
+
+
+def timed(network: PreparedUNet, spec: UNetSpec, option: TileOption, dtype: str) -> float:
+    read = spec.read_shape(option.tile[3 - spec.ndim :])
+    x = torch.rand(1, spec.in_channels, *read).to(DTYPES[dtype])
+    with torch.inference_mode():
+        began = time.perf_counter()
+        network(x)
+        return time.perf_counter() - began
+
+
+def row(spec: UNetSpec, option: TileOption, seconds: float) -> dict[str, object]:
+    macs = spec.padded().macs(spec.read_shape(option.tile[3 - spec.ndim :]))
+    return {
+        "tile": list(option.tile),
+        "gib": round(option.memory / 2**30, 2),
+        "useful": round(spec.macs_per_voxel() * prod(REGION) / option.macs, 3),
+        "gflop_per_second": round(2 * macs / seconds / 1e9),
+        "voxels_per_second": round(prod(option.tile) / seconds),
+    }
+
+
+def show(name: str, rows: list[dict[str, object]]) -> None:
+    speeds = [float(str(row["voxels_per_second"])) for row in rows]
+    table = Table(title=f"{name}: the choice (first) at {speeds[0] / max(speeds):.3f} of the best (aim 0.95)")
+    for column in rows[0]:
+        table.add_column(column.replace("_", " "), justify="right")
+    for entry in rows[:1] + sorted(rows[1:], key=lambda r: -float(str(r["voxels_per_second"])))[:8]:
+        table.add_row(*(str(value) for value in entry.values()))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
