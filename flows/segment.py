@@ -146,7 +146,13 @@ def _segment(**parameters: Any) -> dict[str, Any]:
                 timeout=config.block_timeout,
                 only_failed=config.retry_failed,
             )
-        return {**run.finish(total=len(stages)), "dtype": resolved.dtype, "device": resolved.device}
+        document = {**run.finish(total=len(stages)), "dtype": resolved.dtype, "device": resolved.device}
+        predicted = document["stages"][stages[0].name]
+        whole = predicted["done"] == predicted["total"]  # else another run decoded, too
+        document["input_decoded"] = (
+            round(predicted["bytes_decoded"] / planned.bytes_once, 2) if whole else None
+        )
+        return document
 
 
 segment = flow(name="segment", flow_run_name="segment {volume}", validate_parameters=True)(_segment)

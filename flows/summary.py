@@ -269,6 +269,8 @@ def print_run(document: dict[str, Any]) -> None:
             )
     if document.get("dtype"):
         console.print(f"arithmetic: {document['dtype']} on {document['device']}")
+    if document.get("input_decoded"):
+        console.print(f"each chunk of the input was decoded {document['input_decoded']:g} times")
     if absent := sum(s["absent_chunks"] for s in document["stages"].values()):
         console.print(f"{absent:,} input chunks are absent and were read as the fill value")
     for note in document.get("notes", ()):

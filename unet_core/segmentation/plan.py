@@ -164,6 +164,14 @@ class Planned:
     instance_memory: int = 0
     record: RunRecord | None
 
+    @property
+    def bytes_once(self) -> int:
+        """Bytes of the input's chunks that the region and its context meet, each decoded once."""
+        whole, foot, chunk = self.volume.box, self.plan.tiling.footprint, self.volume.chunk_shape
+        met = self.plan.tiling.roi.grow(foot.lower, foot.upper).intersect(whole)
+        voxels = met.coarsen(chunk).refine(chunk).intersect(whole).size
+        return voxels * self.volume.dtype.itemsize * len(self.volume.channels)
+
     def options(self) -> list[TileOption]:
         """Tiles that this plan's was chosen from, the best first; all tiles where one was asked for."""
         plan, spec = self.plan, self.model.card.spec
