@@ -7,15 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from strategies import SEEDS, network_specs, random_network
+from strategies import random_network
 from torch import nn
 
 from unet_core.architecture import UNetSpec
 from unet_core.errors import InputError
 from unet_core.geometry import Box
 from unet_core.inference import Predictor
-from unet_core.model import UNet, channels_last
+from unet_core.model import UNet
 from unet_core.normalisation import Scale
 from unet_core.prepared import prepare
 from unet_core.tiling import Tile
@@ -24,34 +23,6 @@ from unet_core.tiling import Tile
 def noise(spec: UNetSpec, seed: int = 0) -> torch.Tensor:
     shape = (1, spec.in_channels, *spec.read_shape(tuple(2 * s for s in spec.stride)))
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-@pytest.mark.usefixtures("one_thread")
-@settings(max_examples=50)
-@given(spec=network_specs(cost=1e7), seed=SEEDS)
-def test_the_network_prepare_computes_the_same_function(spec, seed):
-    network = random_network(spec, seed)
-    x = noise(spec, seed)
-    fast = prepare(network)
-    assert fast.spec == spec.padded()
-    assert not any(isinstance(m, nn.BatchNorm2d | nn.BatchNorm3d) for m in fast.modules())
-    with torch.inference_mode():
-        expected = network(x)
-        found = fast(x.to(memory_format=channels_last(spec.ndim)))
-    assert not found[:, spec.classes :].any(), "what fills up the classes is zero"
-    found = found[:, : spec.classes]
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
-
-
-def test_preparing_for_inference_leaves_the_model_as_it_was():
-    spec = UNetSpec.build(ndim=2, depth=1, base=4, norm="batch")
-    network = random_network(spec, 0).train()
-    before = {name: t.clone() for name, t in network.state_dict().items()}
-    fast = prepare(network)
-    assert network.training
-    assert not any(module.training for module in fast.modules())
-    assert before.keys() == network.state_dict().keys()
-    assert all(torch.equal(before[name], t) for name, t in network.state_dict().items())
 
 
 @pytest.mark.parametrize("upsampling", ["nearest", "transpose"])
@@ -192,25 +163,3 @@ def test_an_illegal_input_is_refused_before_any_work():
     with pytest.raises(InputError, match="not legal") as refused:
         network(torch.zeros(1, 1, 63, 64))
     assert refused.value.found == "(63, 64)"
-
-
-@pytest.mark.parametrize("base", [1, 3, 5, 10, 24])
-@pytest.mark.parametrize("upsampling", ["nearest", "transpose"])
-def test_odd_widths_do_not_make_bits_depend_on_threads(base: int, upsampling: str) -> None:
-    spec = UNetSpec.build(ndim=3, depth=1, base=base, upsampling=upsampling, classes=3)  # type: ignore[arg-type]
-    torch.manual_seed(base)
-    network = UNet(spec).eval()
-    ready = prepare(network)
-    x = torch.randn(1, 1, *spec.read_shape((16, 16, 16))).to(memory_format=channels_last(3))
-    before = torch.get_num_threads()
-    results = []
-    try:
-        for threads in (1, 2, 3, 4):
-            torch.set_num_threads(threads)
-            with torch.inference_mode():
-                results.append(ready(x)[:, : spec.classes])
-    finally:
-        torch.set_num_threads(before)
-    assert all(torch.equal(results[0], other) for other in results[1:])
-    with torch.inference_mode():
-        torch.testing.assert_close(results[0], network(x), rtol=1e-4, atol=1e-4)
