@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
+from distributed import Client
 from prefect import flow
 
 from flows import tasks, worker
@@ -14,11 +16,13 @@ from flows.config import SegmentConfig, read_cluster, takes, validate
 from flows.instances import PATIENCE, follow
 from flows.outcome import owned, require_failures
 from flows.parsing import parse_box, parse_bytes, parse_integers, parse_shape
+from unet_core import speed
 from unet_core.errors import InputError
 from unet_core.instances import InstanceRequest
 from unet_core.keeping import KeepRequest
 from unet_core.ledger import clear, read_record
 from unet_core.segmentation import Planned, SegmentRequest, plan_segmentation, prepare_final
+from unet_core.tile_choice import Rates
 from unet_core.volumes import Store
 
 # Slower than this a block is hung. Two AVX2 cores do 40e9 multiply-accumulates a second.
@@ -32,8 +36,11 @@ _OF_INSTANCES = (
 _PARTS = {"mask_level": "mask", "skip_level": "skip_below", "skip_margin": "skip_below"}
 
 
-def plan(config: SegmentConfig, *, device: str | None = None) -> Planned:
-    """Everything checked and resolved, nothing written; InputError for whatever can be known to fail."""
+def plan(config: SegmentConfig, *, client: Client | None = None) -> Planned:
+    """Everything checked and resolved, nothing written; InputError for whatever can be known to fail.
+
+    `client`: workers elsewhere, which are asked what they are and how fast. Without one it is this machine.
+    """
     request = SegmentRequest(
         volume=config.volume,
         model=config.model,
@@ -54,9 +61,12 @@ def plan(config: SegmentConfig, *, device: str | None = None) -> Planned:
         partial=config.partial,
     )
     cluster = read_cluster(config.cluster, workers=config.workers)
-    planned = plan_segmentation(
-        request, workers=cluster.workers if cluster.kind == "local" else None, device=device
-    )
+    local = cluster.kind == "local"
+    device = None if client is None else ask(client, worker.device)
+    planning = partial(plan_segmentation, request, workers=cluster.workers if local else None, device=device)
+    planned = planning()
+    if planned.worth_measuring and (local or client is not None):
+        planned = planning(rates=_rates(planned, client))
     if config.retry_failed:
         require_failures(Store(config.to), planned.plan.stages)
     return planned
@@ -84,6 +94,18 @@ def _keep(config: SegmentConfig) -> KeepRequest | None:
         level=config.skip_level,
         margin=config.skip_margin,
     )
+
+
+def _rates(planned: Planned, client: Client | None) -> Rates:
+    """Measured where the blocks will be computed, if that is not known yet."""
+    dtype, memory = planned.sized
+    spec, device = planned.model.card.spec, planned.plan.device
+    if client is None and not speed.is_known(spec, device=device, dtype=dtype, memory=memory):
+        say = "measuring how fast this machine is with tiles of several sizes, once: less than a minute"
+        print(say, file=sys.stderr, flush=True)
+    arguments = (planned.model.url, dtype, memory)
+    points = worker.rates(*arguments) if client is None else ask(client, worker.rates, *arguments)
+    return Rates(tuple((size, rate) for size, rate in points))
 
 
 def _instances(config: SegmentConfig) -> InstanceRequest | None:
@@ -120,10 +142,10 @@ def _segment(**parameters: Any) -> dict[str, Any]:
     output = Store(config.to)
     # The cluster first: where it cannot be had, nothing is written.
     with open_client(cluster) as client, owned("segment", output) as run:
-        device = None if cluster.kind == "local" else ask(client, worker.device)
+        remote = cluster.kind != "local"
         # Or another run has begun, or was cleared away, since we looked.
-        if device is not None or planned.resumed != (read_record(output) is not None):
-            planned = plan(config, device=device)
+        if remote or planned.resumed != (read_record(output) is not None):
+            planned = plan(config, client=client if remote else None)
         if config.restart:
             clear(output)
         resolved = tasks.prepare(planned)

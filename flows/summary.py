@@ -31,7 +31,8 @@ def plan_document(planned: Planned, *, workers: int) -> dict[str, Any]:
     here = plan.device == device_kind()  # a run on GPUs may be planned where there is none
     dtype = (fast_dtype(plan.device) or "float32") if plan.dtype == "auto" else plan.dtype
     spec = planned.model.card.spec
-    speed = macs_per_second(spec, device=plan.device, dtype=dtype) if here else None
+    memory = planned.memory.forward
+    speed = macs_per_second(spec, device=plan.device, dtype=dtype, memory=memory) if here else None
     keep = _keep_document(planned)
     computed = planned.macs * (1.0 if keep is None else keep["share_of_tiles"])
     return {

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from unet_core import devices, segmentation
+from unet_core import devices, segmentation, speed
+from unet_core.checkpoint import load_model
 from unet_core.errors import LostLeaseError
 from unet_core.ledger import Done, RunRecord, read_record
 from unet_core.pyramid import PyramidPlan
@@ -60,6 +61,13 @@ def verify(url: str, fingerprint: str, epoch: int, stage: str, index: int) -> Do
 def resolve(plan: dict[str, Any], normalisation: str) -> dict[str, Any]:
     """`segmentation.resolve`, where the blocks will be computed."""
     return segmentation.resolve(SegmentPlan.from_dict(plan), normalisation).to_dict()
+
+
+def rates(model: str, dtype: str, memory: int) -> list[tuple[int, float]]:
+    """`speed.rates_of` this worker's device, as plain numbers."""
+    spec = load_model(model).card.spec
+    measured = speed.rates_of(spec, device=devices.device_kind(), dtype=dtype, memory=memory)
+    return list(measured.points)
 
 
 def device() -> str:

@@ -35,7 +35,7 @@ def test_a_small_plan(
         to=str(tmp_path / "l.zarr"),
         dtype=dtype,
     )
-    document = plan_document(plan(config, device="cpu"), workers=1)
+    document = plan_document(plan(config), workers=1)
     print_plan(document)
     out = capsys.readouterr().out
     assert said in out

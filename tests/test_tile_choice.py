@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from flows.parsing import parse_bytes
-from unet_core import budget
+from unet_core import budget, speed
 from unet_core.architecture import UNetSpec
 from unet_core.errors import InputError
 from unet_core.geometry import Box, Grid
 from unet_core.segmentation import SegmentRequest, plan_segmentation
-from unet_core.tile_choice import choose_tile, spread, tile_options
+from unet_core.tile_choice import Rates, choose_tile, spread, tile_options
 
 HUGE = (20_000, 50_000, 100_000)
 ISOTROPIC = UNetSpec.build(ndim=3, depth=3, base=16)
@@ -108,3 +108,52 @@ def test_bytes_as_people_type_them(text: str, size: int) -> None:
 def test_what_is_no_number_of_bytes_is_refused(text: str) -> None:
     with pytest.raises(InputError, match="--memory is not a number of bytes"):
         parse_bytes("--memory", text)
+
+
+def test_a_tile_at_which_the_device_is_faster_is_taken() -> None:
+    region, memory = Box.of_shape(HUGE), 2**31
+    alike = choose_tile(ISOTROPIC, HUGE, region, dtype="bfloat16", memory=memory)
+    slow_when_large = Rates(((2**26, 1e11), (2**29, 1e11), (2**31, 0.4e11)))
+    chosen = tile_options(ISOTROPIC, HUGE, region, dtype="bfloat16", memory=memory, rates=slow_when_large)[0]
+    assert np.prod(chosen.tile) < np.prod(alike)
+    assert chosen.memory < 2**30.5
+    assert slow_when_large.at(2**20) == slow_when_large.at(2**28) == 1e11
+    assert slow_when_large.at(2**40) == 0.4e11
+    assert slow_when_large.at(2**30) == pytest.approx(0.7e11)
+
+
+def test_speed_is_measured_once_and_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    spec = UNetSpec.build(ndim=2, depth=1, base=4)
+    passes: list[tuple[int, ...]] = []
+
+    def timed(predictor: object, tile: tuple[int, ...]) -> float:
+        passes.append(tile)
+        return 0.5 if len(set(passes)) < 4 else 9.0
+
+    monkeypatch.setattr(speed, "_pass", timed)
+    of = {"device": "cpu", "dtype": "float32"}
+    assert not speed.is_known(spec, memory=2**30, **of)
+    rates = speed.rates_of(spec, memory=2**30, **of)
+    assert len(rates.points) == 4, "the fourth took too long: none after it"
+    assert len(set(passes)) == 4
+    before = len(passes)
+    assert speed.rates_of(spec, memory=2**30, **of) == rates
+    assert speed.is_known(spec, memory=2**30 + 5, **of), "free memory differs a little each time"
+    assert speed.macs_per_second(spec, memory=2**26, **of) == rates.at(2**26)
+    assert len(passes) == before
+    for damaged in ("", "{", "[]", '{"a": 1}'):
+        (tmp_path / "unet-flows" / "speed.json").write_text(damaged)
+        assert not speed.is_known(spec, memory=2**30, **of)
+    (tmp_path / "unet-flows" / "speed.json").unlink()
+    (tmp_path / "unet-flows").chmod(0o500)  # as root it can be written: then it is remembered, else not
+    assert speed.rates_of(spec, memory=2**30, **of).points
+
+
+def test_a_real_pass_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    spec = UNetSpec.build(ndim=3, depth=1, base=2)
+    rates = speed.rates_of(spec, device="cpu", dtype="float32", memory=2**26)
+    ((size, rate),) = rates.points
+    assert 2**24 < size <= 2**26
+    assert rate > 0

@@ -1,6 +1,8 @@
-"""How fast this device computes a network: measured once, then remembered; to predict time, never to decide.
+"""How fast this device computes a network with tiles of several sizes: measured once, then remembered.
 
-~/.cache/unet-flows/speed.json    one number per device, network, type and version of torch
+    ~/.cache/unet-flows/speed.json    points per device, network, type and version of torch
+
+Remembered, so that the same command chooses the same tile, and gives the same bits, however busy the machine.
 """
 
 from __future__ import annotations
@@ -15,48 +17,93 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from unet_core import budget
 from unet_core.architecture import UNetSpec
 from unet_core.devices import device_name
 from unet_core.geometry import Box, Shape
 from unet_core.inference import Predictor
 from unet_core.model import UNet
 from unet_core.normalisation import Scale
-from unet_core.tiling import Tile
+from unet_core.tile_choice import Rates, TileOption, tile_options
+from unet_core.tiling import Footprint, Tile
 
-_MACS = 2e10  # of the pass that is measured: about half a second of two cores
+_REGION = (2**14,) * 3  # larger than any tile
+_LEAST = 2**26  # bytes of the smallest forward pass that is measured; each of the others takes twice as much
+_ROUNDS = 2
+_LONGEST = 4.0  # seconds of one pass: no larger tile is measured, and those are taken to be as fast
+Points = tuple[tuple[int, float], ...]
 
 
-def macs_per_second(spec: UNetSpec, *, device: str, dtype: str) -> float:
-    """Multiply-accumulates per second, as `UNetSpec.macs` of the padded network counts them."""
+def rates_of(spec: UNetSpec, *, device: str, dtype: str, memory: int) -> Rates:
+    """Rates of tiles of at most `memory` bytes; takes some seconds when they are not known yet."""
+    known, name = _remembered(), _key(spec, device, dtype, memory)
+    if name not in known:
+        known[name] = _measured(spec, device, dtype, _sizes(memory))
+        _remember(known)
+    return Rates(known[name])
+
+
+def is_known(spec: UNetSpec, *, device: str, dtype: str, memory: int) -> bool:
+    """Whether `rates_of` answers at once."""
+    return _key(spec, device, dtype, memory) in _remembered()
+
+
+def macs_per_second(spec: UNetSpec, *, device: str, dtype: str, memory: int) -> float:
+    """The rate of a tile of so many bytes, if rates are known; else that of a small one."""
     known = _remembered()
     name = _name(spec, device, dtype)
-    if name not in known:
-        known[name] = _measured(spec, device, dtype)
-        _remember(known)
-    return known[name]
+    for measured, points in known.items():
+        if measured.startswith(name):
+            return Rates(points).at(memory)
+    known[name] = _measured(spec, device, dtype, [_LEAST])
+    _remember(known)
+    return Rates(known[name]).at(memory)
 
 
-def _measured(spec: UNetSpec, device: str, dtype: str) -> float:
-    flat = (1,) * (3 - spec.ndim)
+def _key(spec: UNetSpec, device: str, dtype: str, memory: int) -> str:
+    return f"{_name(spec, device, dtype)}, {_sizes(memory)[-1] >> 20} MiB"
+
+
+def _sizes(memory: int) -> list[int]:
+    # Not up to `memory` itself: on GPUs it is another number each time.
+    return [_LEAST << n for n in range(max(1, (memory // _LEAST).bit_length()))]
+
+
+def _measured(spec: UNetSpec, device: str, dtype: str, sizes: list[int]) -> Points:
+    """The best of some rounds over all tiles: other load hits all alike."""
     scale = Scale((0.0,) * spec.in_channels, (1.0,) * spec.in_channels)
     predictor = Predictor(UNet(spec), scale=scale, device=device, dtype=dtype)
-    write = _small(spec)
-    read = spec.read_shape(write)
-    box = Box.of_shape((*flat, *write))
-    data = np.zeros((spec.in_channels, *flat, *read), np.float32)
-    seconds = []
-    for _ in range(2):  # the first loads the kernels
-        began = time.perf_counter()
-        predictor.start(data, Tile(read=box, write=box, keep=box)).take()
-        seconds.append(time.perf_counter() - began)
-    return spec.padded().macs(read) / min(seconds)
+    region = Box.of_shape(_REGION)
+    best: dict[TileOption, float] = {}
+    for size in sizes:
+        options = tile_options(spec, _REGION, region, dtype=dtype, memory=size)
+        if options:
+            best[options[0]] = float("inf")
+    if not best:  # not even the smallest fits in what is asked for
+        smallest = Footprint.of(spec).stride
+        read = spec.read_shape(smallest[3 - spec.ndim :])
+        best[TileOption(smallest, spec.macs(read), budget.forward_bytes(spec, read, dtype))] = float("inf")
+    _pass(predictor, min(best, key=lambda option: option.memory).tile)  # loads the kernels
+    for _ in range(_ROUNDS):
+        for option in sorted(best, key=lambda option: option.memory):
+            best[option] = min(best[option], _pass(predictor, option.tile))
+            if best[option] > _LONGEST:
+                best = {other: s for other, s in best.items() if other.memory <= option.memory}
+                break
+    return tuple(
+        (option.memory, spec.padded().macs(spec.read_shape(option.tile[3 - spec.ndim :])) / seconds)
+        for option, seconds in sorted(best.items(), key=lambda item: item[0].memory)
+    )
 
 
-def _small(spec: UNetSpec) -> Shape:
-    write = spec.legal_write_shape(spec.read_shape((256,) * 2 if spec.ndim == 2 else (64,) * 3))
-    while spec.padded().macs(spec.read_shape(write)) > _MACS and write != spec.stride:
-        write = tuple(max(n // 2 // s * s, s) for n, s in zip(write, spec.stride))
-    return write
+def _pass(predictor: Predictor, tile: Shape) -> float:
+    spec = predictor.spec
+    flat = (1,) * (3 - spec.ndim)
+    box = Box.of_shape(tile)
+    data = np.zeros((spec.in_channels, *flat, *spec.read_shape(tile[len(flat) :])), np.uint8)
+    began = time.perf_counter()
+    predictor.start(data, Tile(read=box, write=box, keep=box)).take()
+    return time.perf_counter() - began
 
 
 def _name(spec: UNetSpec, device: str, dtype: str) -> str:
@@ -69,15 +116,14 @@ def _file() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "unet-flows" / "speed.json"
 
 
-def _remembered() -> dict[str, float]:
-    with suppress(OSError, ValueError):
+def _remembered() -> dict[str, Points]:
+    with suppress(OSError, ValueError, TypeError, AttributeError):  # whatever somebody made of the file
         known = json.loads(_file().read_text())
-        if isinstance(known, dict):
-            return {k: v for k, v in known.items() if isinstance(v, float) and v > 0}
+        return {name: tuple((int(m), float(rate)) for m, rate in points) for name, points in known.items()}
     return {}
 
 
-def _remember(known: dict[str, float]) -> None:
+def _remember(known: dict[str, Points]) -> None:
     """Written aside and renamed. Where it cannot be, the next plan measures again."""
     with suppress(OSError):
         _file().parent.mkdir(parents=True, exist_ok=True)

@@ -1,9 +1,9 @@
-"""Which tile to compute a region with: the least arithmetic that fits in memory.
+"""Which tile to compute a region with: the least time that fits in memory.
 
 Larger tiles waste less on context; evenly divided axes waste less on overhang; and an anisotropic network
-wants an anisotropic tile, so each axis is tried by itself. Time follows the arithmetic: a network runs at
-about the same rate at all tiles but tiny ones (`tests/benchmarks/planner.py`). No clock is asked, so the
-same command gives the same tile, and the same bits, however busy the machine is.
+wants an anisotropic tile, so each axis is tried by itself. Time is arithmetic over the rate at which a device
+does it, and that rate depends on how much memory a tile goes through: `Rates` are measured (`speed`), or all
+alike where a run is too short to measure anything.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
-from math import prod
+from math import log, prod
+
+import numpy as np
 
 from unet_core.architecture import UNetSpec
 from unet_core.budget import forward_bytes
@@ -23,6 +25,18 @@ from unet_core.tiling import Footprint
 _SIDES = (1, 16, 24, 32, 48, 64, 80, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512, 640, 768, 1024)
 # Of a side, what each axis may have by itself.
 _STRETCHES = (1.0, 0.5, 2.0)
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Multiply-accumulates per second by the bytes of a forward pass: measured points, bytes ascending."""
+
+    points: tuple[tuple[int, float], ...]
+
+    def at(self, memory: int) -> float:
+        """Between points along the logarithm of the bytes; beyond them that of the nearest."""
+        sizes, rates = zip(*self.points)
+        return float(np.interp(log(memory), [log(size) for size in sizes], rates))
 
 
 @dataclass(frozen=True)
@@ -41,12 +55,15 @@ def choose_tile(
     *,
     dtype: str,
     memory: int,
+    rates: Rates | None = None,
     fits: Callable[[Shape], bool] | None = None,
 ) -> Shape:
-    """The tile (z, y, x) that computes `roi` with the least arithmetic in at most `memory` bytes.
+    """The tile (z, y, x) that computes `roi` in the least time, in at most `memory` bytes.
 
     Parameters
     ----------
+    rates
+        How fast the device is; None: equally fast at all tiles.
     fits
         What else a tile must comply with.
 
@@ -55,7 +72,7 @@ def choose_tile(
     InputError
         Even the smallest tile does not fit.
     """
-    for option in tile_options(spec, volume, roi, dtype=dtype, memory=memory):
+    for option in tile_options(spec, volume, roi, dtype=dtype, memory=memory, rates=rates):
         if fits is None or fits(option.tile):
             return option.tile
     smallest = Footprint.of(spec).stride[3 - spec.ndim :]
@@ -67,8 +84,10 @@ def choose_tile(
     )
 
 
-def tile_options(spec: UNetSpec, volume: Shape, roi: Box, *, dtype: str, memory: int) -> list[TileOption]:
-    """Tiles whose forward pass takes at most `memory` bytes, those with the least arithmetic first.
+def tile_options(
+    spec: UNetSpec, volume: Shape, roi: Box, *, dtype: str, memory: int, rates: Rates | None = None
+) -> list[TileOption]:
+    """Tiles whose forward pass takes at most `memory` bytes, those that take the least time first.
 
     They depend on neither the number of workers nor the block, so that these do not change results.
     """
@@ -89,8 +108,13 @@ def tile_options(spec: UNetSpec, volume: Shape, roi: Box, *, dtype: str, memory:
         needed = forward_bytes(spec, read, dtype)
         if needed <= memory:
             found.append(TileOption(tile, len(Grid(roi, tile)) * spec.macs(read), needed))
-    # Of those with the same arithmetic the one that takes least; and one order whatever the set's.
-    return sorted(found, key=lambda option: (option.macs, option.memory, option.tile))
+
+    def cost(option: TileOption) -> tuple[float, int, Shape]:
+        # Of those that take as long the one with least memory; and one order whatever the set's.
+        rate = 1.0 if rates is None else rates.at(option.memory)
+        return option.macs / rate, option.memory, option.tile
+
+    return sorted(found, key=cost)
 
 
 def spread(options: list[TileOption], count: int) -> list[TileOption]:

@@ -3,9 +3,9 @@
     python tests/benchmarks/planner.py [--memory-gib 3] [--repeat 2] [--dtype bfloat16]
 
 Three networks: 2D of base 64 and depth 4, 3D of base 16 and depth 3, the same with two anisotropic levels,
-on a region too large for any tile. Tried are the choice, the eight that come next by arithmetic, and five
-smaller ones spread over the memory. Rounds over all tiles are repeated, and each tile's best time counts:
-other load hits all alike. GFLOP/s shows whether time follows the arithmetic, on which the choice rests.
+on a region too large for any tile. What the choice rests on is measured first, as a run does it. Tried are the
+choice, the eight that come next by the model, and five smaller ones spread over the memory. Rounds over all
+tiles are repeated, and each tile's best time counts: other load hits all alike.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from unet_core.devices import DTYPES, device_name
 from unet_core.geometry import Box
 from unet_core.model import UNet
 from unet_core.prepared import PreparedUNet, prepare
+from unet_core.speed import rates_of
 from unet_core.tile_choice import TileOption, spread, tile_options
 
 REGION = (10_000, 10_000, 10_000)
@@ -54,7 +55,9 @@ def main() -> None:
 def sweep(spec: UNetSpec, options: argparse.Namespace) -> list[dict[str, object]]:
     """One row per tile, the choice first."""
     memory = int(options.memory_gib * 2**30)
-    every = tile_options(spec, REGION, Box.of_shape(REGION), dtype=options.dtype, memory=memory)
+    region = Box.of_shape(REGION)
+    rates = rates_of(spec, device="cpu", dtype=options.dtype, memory=memory)
+    every = tile_options(spec, REGION, region, dtype=options.dtype, memory=memory, rates=rates)
     tried = list(dict.fromkeys([*every[:9], *spread(every, 6)]))
     network = prepare(UNet(spec), dtype=DTYPES[options.dtype])
     seconds = {option: float("inf") for option in tried}

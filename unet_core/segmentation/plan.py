@@ -35,12 +35,13 @@ from unet_core.segmentation.refusals import (
     require_same_keep,
     require_same_kind,
 )
-from unet_core.tile_choice import TileOption, choose_tile, tile_options
+from unet_core.tile_choice import Rates, TileOption, choose_tile, tile_options
 from unet_core.tiling import Footprint, Tiling, chunk_and_shard
 from unet_core.volumes import Store, Volume
 
 KIND = "segment"
 PREDICT = "predict"
+_WORTH_MEASURING = 5e13  # multiply-accumulates: five minutes of two cores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,6 +162,7 @@ class Planned:
     disk: int
     macs: int
     keeper: Keeper | None = field(repr=False)
+    rates: Rates | None = None
     instance_memory: int = 0
     record: RunRecord | None
 
@@ -179,15 +181,26 @@ class Planned:
         memory = budget.tile_memory(plan.device)
         if self.request.tile is None:  # those that take more did not fit
             memory = budget.forward_bytes(spec, plan.tiling.read_shape[3 - spec.ndim :], dtype)
-        return tile_options(spec, plan.tiling.volume, plan.tiling.roi, dtype=dtype, memory=memory)
+        region = plan.tiling.volume, plan.tiling.roi
+        return tile_options(spec, *region, dtype=dtype, memory=memory, rates=self.rates)
+
+    @property
+    def worth_measuring(self) -> bool:
+        """Whether the run is so long that it pays off to find out which tile is fastest."""
+        return not self.resumed and self.request.tile is None and self.macs > _WORTH_MEASURING
+
+    @property
+    def sized(self) -> tuple[str, int]:
+        """The type that memory is counted in, and the bytes that one forward pass may take."""
+        memory = self.request.memory or budget.tile_memory(self.plan.device)
+        return _sized(self.plan.dtype, self.plan.device), memory
 
     def in_float32(self) -> Planned:
         """The plan where "auto" turned out to be float32: such tensors take twice what was counted."""
         if self.request.tile is not None:
             return self
-        return plan_segmentation(
-            replace(self.request, dtype="float32"), workers=None, device=self.plan.device
-        )
+        request = replace(self.request, dtype="float32")
+        return plan_segmentation(request, workers=None, device=self.plan.device, rates=self.rates)
 
     @property
     def resumed(self) -> bool:
@@ -214,6 +227,7 @@ def plan_segmentation(
     workers: int | None = 1,
     memory: int | None = None,
     device: str | None = None,
+    rates: Rates | None = None,
 ) -> Planned:
     """Check everything that can be checked and decide everything that is open; writes nothing.
 
@@ -224,6 +238,8 @@ def plan_segmentation(
         workers run elsewhere, and this machine's memory says nothing about theirs.
     device
         What the workers compute on; None: what this process has.
+    rates
+        How fast that is with tiles of several sizes; None: equally fast with all.
 
     Raises
     ------
@@ -265,7 +281,7 @@ def plan_segmentation(
         require_same_kind(request.instances, record, output)
         require_same_keep(keeper, record, output)
     if record is None:
-        plan = _new_plan(request, volume, model, roi, device or device_kind())
+        plan = _new_plan(request, volume, model, roi, device or device_kind(), rates)
         plan = replace(plan, keep=None if keeper is None else keeper.plan)
     else:
         plan = SegmentPlan.from_dict(record.plan)
@@ -292,6 +308,7 @@ def plan_segmentation(
         volume=volume,
         model=model,
         keeper=keeper,
+        rates=rates,
         memory=memory_needed,
         disk=budget.disk_bytes(plan.tiling, classes=spec.classes, probabilities=plan.probabilities)
         + (0 if plan.instances is None else instance_disk(plan.instances)),
@@ -322,14 +339,19 @@ def plan_segmentation(
 
 
 def _new_plan(
-    request: SegmentRequest, volume: Volume, model: StoredModel, roi: Box, device: str
+    request: SegmentRequest,
+    volume: Volume,
+    model: StoredModel,
+    roi: Box,
+    device: str,
+    rates: Rates | None,
 ) -> SegmentPlan:
     """Resolve what the request leaves open, but for what needs voxels: `resolve` decides that."""
     spec = model.card.spec
     # Without a fast 16-bit type there is nothing to decide; else `resolve` decides on a real tile.
     undecided = request.dtype == "auto" and fast_dtype(device) is not None
     dtype = "auto" if undecided else "float32" if request.dtype == "auto" else request.dtype
-    tile = request.tile or _choose_tile(request, volume, spec, roi, dtype, device)
+    tile = request.tile or _choose_tile(request, volume, spec, roi, dtype, device, rates)
     tiling = _tiling(request, volume, spec, roi, tile)
     shard = tiling.shard
     return SegmentPlan(
@@ -355,12 +377,19 @@ def _new_plan(
 
 
 def _choose_tile(
-    request: SegmentRequest, volume: Volume, spec: UNetSpec, roi: Box, dtype: str, device: str
+    request: SegmentRequest,
+    volume: Volume,
+    spec: UNetSpec,
+    roi: Box,
+    dtype: str,
+    device: str,
+    rates: Rates | None,
 ) -> Shape:
     sized = _sized(dtype, device)
     limit = request.memory
     if limit is None:
-        return choose_tile(spec, volume.shape, roi, dtype=sized, memory=budget.tile_memory(device))
+        memory = budget.tile_memory(device)
+        return choose_tile(spec, volume.shape, roi, dtype=sized, memory=memory, rates=rates)
 
     def fits(tile: Shape) -> bool:
         needed = budget.worker_memory(
@@ -372,7 +401,7 @@ def _choose_tile(
         )
         return needed.total <= limit
 
-    return choose_tile(spec, volume.shape, roi, dtype=sized, memory=limit, fits=fits)
+    return choose_tile(spec, volume.shape, roi, dtype=sized, memory=limit, rates=rates, fits=fits)
 
 
 def _tiling(request: SegmentRequest, volume: Volume, spec: UNetSpec, roi: Box, tile: Shape) -> Tiling:
