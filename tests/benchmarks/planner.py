@@ -3,9 +3,9 @@
     python tests/benchmarks/planner.py [--memory-gib 3] [--repeat 2] [--dtype bfloat16]
 
 Three networks: 2D of base 64 and depth 4, 3D of base 16 and depth 3, the same with two anisotropic levels,
-on a region too large for any tile. What the choice rests on is measured first, as a run does it. Tried are the
-choice, the eight that come next by the model, and five smaller ones spread over the memory. Rounds over all
-tiles are repeated, and each tile's best time counts: other load hits all alike.
+on a region too large for any tile. What the choice rests on is measured first, as a run does it. Tried are
+the choice, the eight that come next by the model, and five smaller ones spread over the memory. Rounds over
+all tiles are repeated, and each tile's best time counts: other load hits all alike.
 """
 
 from __future__ import annotations
