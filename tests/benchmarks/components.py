@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import zarr
+from side_by_side import peak_bytes
 
 from unet_core.geometry import Box, Shape
 from unet_core.instances import (
@@ -105,12 +106,6 @@ def begin(url: str, shape: Shape, mask: np.ndarray, block: Shape) -> tuple[Insta
         classes=("background", "object"),
     )
     return replace(plan, table=table), chunk, shard
-
-
-def peak_bytes() -> int:
-    """Of this process alone: getrusage counts what its parent had when it was forked."""
-    status = Path("/proc/self/status").read_text()
-    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) * 1024
 
 
 def warm_up() -> None:

@@ -1,6 +1,6 @@
 """How much of the `predict` stage is the network: Zarr to Zarr against the bare forward loop, in one run.
 
-Usage: python tests/benchmarks/predict_stage.py [--size 256] [--base 16] [--depth 3] [--repeat 3]
+python tests/benchmarks/predict_stage.py [--size 256] [--base 16] [--depth 3] [--repeat 3] [--dtype bfloat16]
 """
 
 from __future__ import annotations
@@ -13,15 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import zarr
+from predicting import build, opened
 
 from unet_core.architecture import UNetSpec
-from unet_core.checkpoint import ModelCard, save_model
+from unet_core.devices import fast_dtype
 from unet_core.inference import Predictor
-from unet_core.model import UNet
-from unet_core.normalisation import NormalisationRule, Scale
-from unet_core.segmentation import BlockWorker, SegmentRequest, plan_segmentation, start
-from unet_core.volumes import Store, Volume
+from unet_core.volumes import Volume
 
 
 def main() -> None:
@@ -30,6 +27,7 @@ def main() -> None:
     parser.add_argument("--base", type=int, default=16)
     parser.add_argument("--depth", type=int, default=3)
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--dtype", default=fast_dtype("cpu") or "float32")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         print(json.dumps(measure(Path(folder), options), indent=1))
@@ -37,45 +35,30 @@ def main() -> None:
 
 def measure(root: Path, options: argparse.Namespace) -> dict[str, object]:
     spec = UNetSpec.build(ndim=3, depth=options.depth, base=options.base)
-    torch.manual_seed(0)
-    card = ModelCard(
-        spec=spec,
-        class_names=("background", "foreground"),
-        target="foreground",
-        normalisation=NormalisationRule(),
-        scale=Scale((0.0,), (255.0,)),
-    )
-    save_model(Store(root / "model"), card, UNet(spec))
-    shape = (options.size,) * 3
-    image = np.random.default_rng(0).integers(0, 255, shape, dtype="u1")
-    zarr.create_array(root / "volume.zarr", data=image, chunks=(64,) * 3, shards=(128,) * 3)
-    request = SegmentRequest(
-        volume=str(root / "volume.zarr"), model=str(root / "model"), to=str(root / "labels.zarr")
-    )
-    planned = plan_segmentation(request)
-    plan = start(planned)
-    tiling, volume = plan.tiling, Volume.open(request.volume)
-    worker = BlockWorker(request.to, plan)
-    assert plan.scale is not None
-    predictor = Predictor(planned.model.network(), scale=plan.scale, device=plan.device, dtype=plan.dtype)
-    tiles = [tile for index in range(len(tiling.blocks)) for tile in tiling.tiles(index)]
-    held = [volume.read(tile.read) for tile in tiles]
-    predictor.logits(held[0], tiles[0])
-    stage, bare = [], []
-    for _ in range(options.repeat):
-        began = time.perf_counter()
-        for index in range(len(tiling.blocks)):
-            worker.predict(index)
-        stage.append(time.perf_counter() - began)
-        began = time.perf_counter()
-        for data, tile in zip(held, tiles):
-            predictor.logits(data, tile)
-        bare.append(time.perf_counter() - began)
+    path, model = build(root, spec, options.size)
+    with opened(path, model, str(root / "labels.zarr"), dtype=options.dtype) as (planned, plan, worker):
+        tiling, volume = plan.tiling, Volume.open(path)
+        assert plan.scale is not None
+        predictor = Predictor(planned.model.network(), scale=plan.scale, device=plan.device, dtype=plan.dtype)
+        tiles = [tile for index in range(len(tiling.blocks)) for tile in tiling.tiles(index)]
+        held = [volume.read(tile.read) for tile in tiles]
+        predictor.logits(held[0], tiles[0])
+        stage, bare = [], []
+        for _ in range(options.repeat):
+            began = time.perf_counter()
+            for index in range(len(tiling.blocks)):
+                worker.predict(index)
+            stage.append(time.perf_counter() - began)
+            began = time.perf_counter()
+            for data, tile in zip(held, tiles):
+                predictor.logits(data, tile)
+            bare.append(time.perf_counter() - began)
     seconds = float(np.median(stage))
     return {
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
-        "volume": shape,
+        "volume": volume.shape,
+        "dtype": plan.dtype,
         "tile": tiling.tile,
         "tiles": len(tiles),
         "seconds_stage": seconds,
