@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from predicting import build, opened
+from predicting import all_blocks, build, opened
 
 from unet_core.architecture import UNetSpec
 from unet_core.devices import fast_dtype
@@ -46,8 +46,7 @@ def measure(root: Path, options: argparse.Namespace) -> dict[str, object]:
         stage, bare = [], []
         for _ in range(options.repeat):
             began = time.perf_counter()
-            for index in range(len(tiling.blocks)):
-                worker.predict(index)
+            all_blocks(worker, plan)
             stage.append(time.perf_counter() - began)
             began = time.perf_counter()
             for data, tile in zip(held, tiles):

@@ -77,6 +77,13 @@ def opened(
         yield planned, plan, BlockWorker(to, plan, epoch=lease.epoch)
 
 
+def all_blocks(worker: BlockWorker, plan: SegmentPlan) -> None:
+    """As a Dask future does them: as a stream."""
+    for _, outcome in worker.stream(range(len(plan.tiling.blocks))):
+        if isinstance(outcome, Exception):
+            raise outcome
+
+
 def main() -> None:
     layout = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
@@ -88,8 +95,7 @@ def main() -> None:
     began = time.perf_counter()
     with opened(options.volume, options.model, options.to, dtype=options.dtype) as (planned, plan, worker):
         ready = time.perf_counter()
-        for index in range(len(plan.tiling.blocks)):
-            worker.predict(index)
+        all_blocks(worker, plan)
         ended = time.perf_counter()
     told = {
         "seconds": ended - ready,
