@@ -124,7 +124,7 @@ def results(image: Volume, tiling: Tiling, ndim: int, keeper: Keeper | None) -> 
     return [classes, chances]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.data(), st.sampled_from([2, 3]), SEEDS)
 def test_kept_voxels_are_as_without_a_mask_and_all_others_background(
     data: st.DataObject, ndim: int, seed: int

@@ -354,7 +354,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
 
 TestLedgerMachine = LedgerMachine.TestCase
-TestLedgerMachine.settings = settings(max_examples=40, deadline=None)  # each goes many steps
+TestLedgerMachine.settings = settings(max_examples=20, deadline=None)  # each goes many steps
 
 
 def test_stages_whose_names_begin_alike_are_two(running: Store) -> None:
