@@ -42,13 +42,13 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 class Run:
     """One output, begun and held."""
 
-    def __init__(self, root: Path, name: str, lease: Lease) -> None:
+    def __init__(self, root: Path, name: str, lease: Lease, tile: tuple[int, int, int] = (8, 8, 8)) -> None:
         self.to = str(root / name)
         request = SegmentRequest(
             volume=f"{root}/volume.zarr",
             model=f"{root}/model",
             to=self.to,
-            tile=(8, 8, 8),
+            tile=tile,
             probabilities=True,
             dtype="float32",
         )
@@ -91,7 +91,7 @@ def test_a_stream_writes_what_blocks_one_by_one_write(run: Run, root: Path) -> N
 
 
 def test_each_chunk_is_decoded_once_where_a_slab_is_kept(run: Run) -> None:
-    assert budget.kept_chunks(run.plan.tiling, 1) < np.prod(SHAPE), "a slab, not the volume"
+    assert budget.kept_chunks(run.plan.tiling, 1, CHUNK) < np.prod(SHAPE), "a slab, not the volume"
     outcomes = dict(run.worker().stream(range(run.count)))
     decoded = sum(done.decoded for done in outcomes.values() if isinstance(done, Done))
     assert decoded == np.prod(SHAPE)
@@ -126,3 +126,15 @@ def test_a_block_that_fails_in_a_stream_is_told_and_the_others_are_done(run: Run
     assert 0 in failed
     assert failed != list(range(run.count))
     np.testing.assert_array_equal(run.done(), [index not in failed for index in range(run.count)])
+
+
+def test_chunks_thicker_than_blocks_are_decoded_once(tmp_path: Path) -> None:
+    """A 2D network reads a plane at a time of chunks that hold many planes."""
+    shape, chunk = (24, 40, 40), (12, 20, 20)
+    save_random_model(tmp_path / "model", UNetSpec.build(ndim=2, depth=1, base=2))
+    write_array(tmp_path / "volume.zarr", random_voxels((1, *shape), "uint8", 0), chunks=(1, *chunk))
+    with hold(Store(tmp_path / "out.zarr")) as lease:
+        run = Run(tmp_path, "out.zarr", lease, tile=(1, 40, 40))
+        assert run.count == shape[0]
+        outcomes = dict(run.worker().stream(range(run.count)))
+    assert sum(done.decoded for done in outcomes.values() if isinstance(done, Done)) == np.prod(shape)

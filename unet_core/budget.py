@@ -240,9 +240,18 @@ def _kept(spec: UNetSpec, input_shape: Shape, item: int) -> Iterator[int]:
 
 
 def worker_memory(
-    spec: UNetSpec, tiling: Tiling, *, dtype: str, input_item: int, probabilities: bool
+    spec: UNetSpec,
+    tiling: Tiling,
+    *,
+    dtype: str,
+    input_item: int,
+    input_chunk: Shape,
+    probabilities: bool,
 ) -> WorkerMemory:
-    """Peak bytes of one worker: input of one block and the next, output of one and the last, a tile."""
+    """Peak bytes of one worker: input of one block and the next, output of one and the last, a tile.
+
+    `input_item` is bytes per voxel and channel, `input_chunk` (z, y, x) what is decoded at a time.
+    """
     write = prod(tiling.tile)
     read = prod(tiling.read_shape)
     block = Box.of_shape(tiling.block)
@@ -252,7 +261,10 @@ def worker_memory(
     block_read = tiles_in_block.grow(tiling.footprint.lower, tiling.footprint.upper)
     # One is computed of. The next is put together of whole chunks, or mirrored, each beside its source.
     item = input_item * spec.in_channels
-    data = 3 * item * block_read.size
+    kept = kept_chunks(tiling, item, input_chunk)
+    met = item * prod(_met(block_read.shape, input_chunk, tiling.volume))
+    data = item * block_read.size
+    data = 2 * data + max(data, min(met, kept))
     network = tiling.read_shape[3 - spec.ndim :]
     # float32 from raw, then in the network's type and memory format; dropped before the block is written
     staging = spec.in_channels * read * (4 + (0 if dtype == "float32" else ITEM_SIZE[dtype]))
@@ -267,20 +279,26 @@ def worker_memory(
         input=data,
         forward=max(forward_bytes(spec, network, dtype) + staging, after + staging),
         output=3 * written,  # the block; the one before and its encoded shards
-        chunks=kept_chunks(tiling, item),
+        chunks=kept,
     )
 
 
-def kept_chunks(tiling: Tiling, item: int) -> int:
+def kept_chunks(tiling: Tiling, item: int, chunk: Shape) -> int:
     """Bytes of decoded chunks that a segmenting worker keeps: a slab of blocks, if that is not too much.
 
-    Blocks are done in raster order, so then each chunk is decoded about once. `item` is bytes per voxel.
+    Blocks are done in raster order, so then each chunk is decoded about once. `item` is bytes per voxel,
+    `chunk` (z, y, x) what is decoded at a time: the slab is counted in whole ones.
     """
     whole = Box.of_shape(tiling.volume)
     slab = tiling.roi.grow(tiling.footprint.lower, tiling.footprint.upper).intersect(whole).shape
     thick = tiling.block[0] + tiling.footprint.lower[0] + tiling.footprint.upper[0]
-    # Half as much again: chunks reach beyond what is read of them.
-    return min(3 * item * min(thick, slab[0]) * prod(slab[1:]) // 2, INPUT_KEPT)
+    slab = (min(thick, slab[0]), *slab[1:])
+    return min(item * prod(_met(slab, chunk, tiling.volume)), INPUT_KEPT)
+
+
+def _met(shape: Shape, chunk: Shape, volume: Shape) -> Shape:
+    """The chunks that a box meets at most, wherever it begins, as a shape."""
+    return tuple(min(round_up(n, c) + c, v) for n, c, v in zip(shape, chunk, volume))
 
 
 def disk_bytes(tiling: Tiling, *, classes: int, probabilities: bool) -> int:

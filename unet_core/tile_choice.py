@@ -107,7 +107,7 @@ def tile_options(
         read = spec.read_shape(tile[flat:])
         needed = forward_bytes(spec, read, dtype)
         if needed <= memory:
-            found.append(TileOption(tile, len(Grid(roi, tile)) * spec.macs(read), needed))
+            found.append(TileOption(tile, len(Grid(roi, tile)) * spec.padded().macs(read), needed))
 
     def cost(option: TileOption) -> tuple[float, int, Shape]:
         # Of those that take as long the one with least memory; and one order whatever the set's.

@@ -163,7 +163,9 @@ class BlockWorker:
         self._epoch = epoch
         self._output = Store(url)
         volume = _open_volume(plan)
-        self._chunks = Recent(budget.kept_chunks(plan.tiling, volume.dtype.itemsize * len(volume.channels)))
+        self._chunks = Recent(
+            budget.kept_chunks(plan.tiling, volume.dtype.itemsize * len(volume.channels), volume.chunk_shape)
+        )
         self._volume = volume.keeping(self._chunks)
         self._absent: set[Box] = set()
         self._keeper = None if plan.keep is None else Keeper.open(plan.keep, self._volume)

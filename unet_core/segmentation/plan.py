@@ -281,7 +281,7 @@ def plan_segmentation(
         require_same_kind(request.instances, record, output)
         require_same_keep(keeper, record, output)
     if record is None:
-        plan = _new_plan(request, volume, model, roi, device or device_kind(), rates)
+        plan = _new_plan(request, volume, model, roi, device or device_kind(), rates, keeper)
         plan = replace(plan, keep=None if keeper is None else keeper.plan)
     else:
         plan = SegmentPlan.from_dict(record.plan)
@@ -297,6 +297,7 @@ def plan_segmentation(
         plan.tiling,
         dtype=_sized(plan.dtype, plan.device),
         input_item=volume.dtype.itemsize,
+        input_chunk=volume.chunk_shape,
         probabilities=plan.probabilities,
     )
     if keeper is not None:
@@ -345,13 +346,14 @@ def _new_plan(
     roi: Box,
     device: str,
     rates: Rates | None,
+    keeper: Keeper | None,
 ) -> SegmentPlan:
     """Resolve what the request leaves open, but for what needs voxels: `resolve` decides that."""
     spec = model.card.spec
     # Without a fast 16-bit type there is nothing to decide; else `resolve` decides on a real tile.
     undecided = request.dtype == "auto" and fast_dtype(device) is not None
     dtype = "auto" if undecided else "float32" if request.dtype == "auto" else request.dtype
-    tile = request.tile or _choose_tile(request, volume, spec, roi, dtype, device, rates)
+    tile = request.tile or _choose_tile(request, volume, spec, roi, dtype, device, rates, keeper)
     tiling = _tiling(request, volume, spec, roi, tile)
     shard = tiling.shard
     return SegmentPlan(
@@ -384,6 +386,7 @@ def _choose_tile(
     dtype: str,
     device: str,
     rates: Rates | None,
+    keeper: Keeper | None,
 ) -> Shape:
     sized = _sized(dtype, device)
     limit = request.memory
@@ -392,14 +395,17 @@ def _choose_tile(
         return choose_tile(spec, volume.shape, roi, dtype=sized, memory=memory, rates=rates)
 
     def fits(tile: Shape) -> bool:
+        tiling = _tiling(replace(request, block=None), volume, spec, roi, tile)
+        beside = 0 if keeper is None else keeper.bytes_for(tiling.block)
         needed = budget.worker_memory(
             spec,
-            _tiling(replace(request, block=None), volume, spec, roi, tile),
+            tiling,
             dtype=sized,
             input_item=volume.dtype.itemsize,
+            input_chunk=volume.chunk_shape,
             probabilities=request.probabilities,
         )
-        return needed.total <= limit
+        return needed.total + beside <= limit
 
     return choose_tile(spec, volume.shape, roi, dtype=sized, memory=limit, rates=rates, fits=fits)
 

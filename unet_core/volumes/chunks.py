@@ -75,6 +75,11 @@ def read_kept(
             missing.add(index)
         else:
             _paste(result, extent, data, _chunk(array, index))
+    chunk_bytes = prod(array.chunks) * array.dtype.itemsize
+    if len(missing) * chunk_bytes > max(recent.capacity, result.nbytes):
+        # They would push each other out before anybody came back, and whole chunks take more than the part.
+        recent.made += sum(1 for _ in _indices(array, extent)) * chunk_bytes
+        return read_checked(array, selection, axes)
     for first, last in _boxes(missing):
         part = [(a, b) for (a, _), (_, b) in zip(_chunk(array, first), _chunk(array, last))]
         data = read_checked(array, tuple(slice(a, b) for a, b in part), axes)
