@@ -36,7 +36,7 @@ Verdict = Literal["block", "worker", "run"]
 # A Dask worker of several threads must not hold several networks and tiles: the plan counts one.
 _ONE_AT_A_TIME = Lock()
 _TO_START = 120.0  # seconds that a fresh process may take to import what it needs
-_HELD = 3  # blocks that a stream reads, computes and writes at a time
+STREAM_HOLDS = 3  # blocks: one is read, one computed and one written at a time
 _TIMED_OUT = "Timeout ("  # how faulthandler begins its report
 _STOPS = (StoreError, LostLeaseError, InputError)
 
@@ -155,13 +155,13 @@ def _streamed(work: Work, indices: Iterator[int], watched: bool) -> Generator[tu
 
 
 def _watched(work: Work, indices: Iterator[int], watched: bool) -> Generator[tuple[int, Done | Exception]]:
-    """What the stream yields. Before its first answer it may have done all that three blocks need."""
+    """What the stream yields. Before its first answer it may have done all that the blocks it holds need."""
     if work.stream is None:
         return
     stream = work.stream(*work.arguments, indices)
     try:
         while True:
-            with _watchdog(_HELD * work.timeout if watched and work.timeout is not None else None):
+            with _watchdog(STREAM_HOLDS * work.timeout if watched and work.timeout is not None else None):
                 answer = next(stream, None)
             if answer is None:
                 return

@@ -19,16 +19,16 @@ from typing import Any, Protocol
 
 from distributed import Client
 
-from flows.attempt import Failed, Work
+from flows.attempt import STREAM_HOLDS, Failed, Work
 from flows.batching import Batches
 from flows.engines import Answer, Engine, engine_for
 from unet_core.errors import RunError, StoreError
 from unet_core.ledger import Done, Failure, Flags, Lease, Ledger, Quarantine, require_epoch
 
 ATTEMPTS = 3  # of one block, or deaths of workers that try it
-# What a worker's death leaves open of a batch begins with the block that it died of. A stream holds several:
-# one is read, one computed and one written at a time, and another may have been taken.
-_SUSPECTS, _SUSPECTS_STREAMED = 1, 4
+# What a worker's death leaves open of a batch begins with the block that it died of. A stream holds several,
+# and another may have been taken.
+_SUSPECTS, _SUSPECTS_STREAMED = 1, STREAM_HOLDS + 1
 SEAL_EVERY = 20_000  # blocks: a ledger stays one file and so many entries
 # So many in quarantine, and more than were done: the cause is not in the blocks.
 MOST_FAILURES = 100

@@ -12,11 +12,14 @@ from prefect import flow
 
 from flows import tasks, worker
 from flows.cluster import ask, open_client
-from flows.config import SegmentConfig, read_cluster, takes, validate
+from flows.config import SegmentConfig, read_cluster, validate
 from flows.instances import PATIENCE, follow
 from flows.outcome import owned, require_failures
 from flows.parsing import parse_box, parse_bytes, parse_integers, parse_shape
+from flows.signatures import takes
 from unet_core import speed
+from unet_core.architecture import UNetSpec
+from unet_core.devices import device_kind
 from unet_core.errors import InputError
 from unet_core.instances import InstanceRequest
 from unet_core.keeping import KeepRequest
@@ -62,11 +65,12 @@ def plan(config: SegmentConfig, *, client: Client | None = None) -> Planned:
     )
     cluster = read_cluster(config.cluster, workers=config.workers)
     local = cluster.kind == "local"
-    device = None if client is None else ask(client, worker.device)
-    planning = partial(plan_segmentation, request, workers=cluster.workers if local else None, device=device)
-    planned = planning()
-    if planned.worth_measuring and (local or client is not None):
-        planned = planning(rates=_rates(planned, client))
+    planned = plan_segmentation(
+        request,
+        workers=cluster.workers if local else None,
+        device=None if client is None else ask(client, worker.device),
+        measure=partial(_rates, client) if local or client is not None else None,
+    )
     if config.retry_failed:
         require_failures(Store(config.to), planned.plan.stages)
     return planned
@@ -96,16 +100,14 @@ def _keep(config: SegmentConfig) -> KeepRequest | None:
     )
 
 
-def _rates(planned: Planned, client: Client | None) -> Rates:
+def _rates(client: Client | None, spec: UNetSpec, dtype: str, memory: int) -> Rates:
     """Measured where the blocks will be computed, if that is not known yet."""
-    dtype, memory = planned.sized
-    spec, device = planned.model.card.spec, planned.plan.device
-    if client is None and not speed.is_known(spec, device=device, dtype=dtype, memory=memory):
+    if client is not None:
+        return ask(client, worker.rates, spec, dtype, memory)
+    if not speed.is_known(spec, device=device_kind(), dtype=dtype, memory=memory):
         say = "measuring how fast this machine is with tiles of several sizes, once: less than a minute"
         print(say, file=sys.stderr, flush=True)
-    arguments = (planned.model.url, dtype, memory)
-    points = worker.rates(*arguments) if client is None else ask(client, worker.rates, *arguments)
-    return Rates(tuple((size, rate) for size, rate in points))
+    return worker.rates(spec, dtype, memory)
 
 
 def _instances(config: SegmentConfig) -> InstanceRequest | None:

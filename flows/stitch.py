@@ -8,9 +8,10 @@ from typing import Any
 from prefect import flow
 
 from flows.cluster import open_client
-from flows.config import StitchConfig, read_cluster, takes, validate
+from flows.config import StitchConfig, read_cluster, validate
 from flows.instances import follow
 from flows.outcome import owned, require_failures
+from flows.signatures import takes
 from unet_core.instances import PlannedStitch, StitchRequest, plan_stitch, prepare_stitched, start_stitch
 from unet_core.ledger import clear
 from unet_core.volumes import Store

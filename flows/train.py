@@ -11,8 +11,9 @@ from prefect import Flow, flow
 
 from flows import gpus, tasks
 from flows.cluster import open_client
-from flows.config import ClusterConfig, TrainConfig, read_cluster, takes, validate
+from flows.config import ClusterConfig, TrainConfig, read_cluster, validate
 from flows.outcome import IncompleteRunError, owned
+from flows.signatures import takes
 from flows.training_data import labelled_regions, settings_of, spec_of
 from unet_core import training
 from unet_core.devices import free_memory

@@ -10,16 +10,15 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from unet_core import devices, segmentation, speed
-from unet_core.checkpoint import load_model
+from unet_core.architecture import UNetSpec
 from unet_core.errors import LostLeaseError
-from unet_core.ledger import Done, RunRecord, read_record
+from unet_core.ledger import SEGMENT, Done, Part, RunRecord, read_record
 from unet_core.pyramid import PyramidPlan
 from unet_core.segmentation import BlockWorker, SegmentPlan, pyramid_block
+from unet_core.tile_choice import Rates
 from unet_core.volumes import Store, Volume
 
 if TYPE_CHECKING:
@@ -54,8 +53,8 @@ def verify(url: str, fingerprint: str, epoch: int, stage: str, index: int) -> Do
     from unet_core.verification import verify_block  # with all source formats: not at every worker's start
 
     run = _run(url, fingerprint)
-    digests = _digests(url, fingerprint, epoch, stage)
-    return verify_block(run.store, run.stage(stage), index, f"{digests[index]:016x}")
+    part = _part(url, fingerprint, epoch, stage, index // SEGMENT)
+    return verify_block(run.store, run.stage(stage), index, f"{part.digest[index - part.start]:016x}")
 
 
 def resolve(plan: dict[str, Any], normalisation: str) -> dict[str, Any]:
@@ -63,11 +62,9 @@ def resolve(plan: dict[str, Any], normalisation: str) -> dict[str, Any]:
     return segmentation.resolve(SegmentPlan.from_dict(plan), normalisation).to_dict()
 
 
-def rates(model: str, dtype: str, memory: int) -> list[tuple[int, float]]:
-    """`speed.rates_of` this worker's device, as plain numbers."""
-    spec = load_model(model).card.spec
-    measured = speed.rates_of(spec, device=devices.device_kind(), dtype=dtype, memory=memory)
-    return list(measured.points)
+def rates(spec: UNetSpec, dtype: str, memory: int) -> Rates:
+    """`speed.rates_of` this worker's device."""
+    return speed.rates_of(spec, device=devices.device_kind(), dtype=dtype, memory=memory)
 
 
 def device() -> str:
@@ -132,9 +129,9 @@ def _run(url: str, fingerprint: str) -> RunOnDisk:
 
 
 @lru_cache(maxsize=1)
-def _digests(url: str, fingerprint: str, epoch: int, stage: str) -> NDArray[np.uint64]:
-    """What was committed; nothing changes while the owner of this epoch looks."""
-    return _run(url, fingerprint).ledger(stage).read().digest
+def _part(url: str, fingerprint: str, epoch: int, stage: str, segment: int) -> Part:
+    """What was committed of a segment; nothing changes while the owner of this epoch looks."""
+    return _run(url, fingerprint).ledger(stage).part(segment * SEGMENT)
 
 
 def _record(url: str, fingerprint: str) -> RunRecord:

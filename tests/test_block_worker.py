@@ -19,7 +19,7 @@ from unet_core.segmentation import (
     BlockWorker,
     SegmentPlan,
     SegmentRequest,
-    plan,
+    fitting,
     plan_segmentation,
     resolve,
     start,
@@ -33,7 +33,7 @@ SPEC = UNetSpec.build(ndim=3, depth=1, base=2, classes=3)
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A volume and a model; blocks are 16 voxels a side, of eight tiles."""
-    monkeypatch.setattr(plan, "chunk_and_shard", lambda tile, volume: (tile, (16, 16, 16)))
+    monkeypatch.setattr(fitting, "chunk_and_shard", lambda tile, volume: (tile, (16, 16, 16)))
     save_random_model(tmp_path / "model", SPEC)
     write_array(tmp_path / "volume.zarr", random_voxels((1, *SHAPE), "uint8", 0), chunks=(1, *CHUNK))
     return tmp_path

@@ -15,7 +15,7 @@ from flows.config import IngestConfig
 from flows.ingest import each
 from flows.outcome import IncompleteRunError
 from flows.progress import stage_progress
-from flows.summary import print_run
+from flows.summary.runs import print_run
 from flows.supervise import InterruptionError
 from unet_core.errors import StoreError
 from unet_core.ledger import read_status

@@ -13,7 +13,8 @@ from strategies import write_array
 from flows.config import SegmentConfig
 from flows.report.words import counted
 from flows.segment import plan
-from flows.summary import plan_document, print_plan, print_run
+from flows.summary.plan import plan_document, print_plan
+from flows.summary.runs import print_run
 
 
 @pytest.mark.parametrize(("dtype", "said"), [("float32", "float32 on cpu"), ("auto", "dtype auto (")])
@@ -27,7 +28,7 @@ def test_a_small_plan(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setattr("unet_core.inference.fast_dtype", lambda _: "bfloat16")
-    monkeypatch.setattr("flows.summary.macs_per_second", lambda *_, **__: 1e9)
+    monkeypatch.setattr("flows.summary.plan.macs_per_second", lambda *_, **__: 1e9)
     write_array(tmp_path / "volume.zarr", np.ones((8, 8, 8), np.uint8))
     config = SegmentConfig(
         volume=str(tmp_path / "volume.zarr"),

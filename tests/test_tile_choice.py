@@ -80,9 +80,9 @@ def test_where_float32_is_taken_after_all_the_tile_is_chosen_for_it(
 ) -> None:
     import zarr
 
-    from unet_core.segmentation import plan
+    from unet_core.segmentation import fitting
 
-    monkeypatch.setattr(plan, "fast_dtype", lambda device: "bfloat16")
+    monkeypatch.setattr(fitting, "fast_dtype", lambda device: "bfloat16")
     zarr.create_array(tmp_path / "large.zarr", shape=(2000,) * 3, chunks=(64,) * 3, dtype="u1")
     planned = plan_segmentation(
         SegmentRequest(**{**vars(request_of), "volume": str(tmp_path / "large.zarr")}), workers=None

@@ -15,7 +15,8 @@ from test_training import QUICK, blobs, split
 from flows.inspection import status
 from flows.outcome import told
 from flows.report.training import show_training, show_validation
-from flows.summary import print_status, print_training
+from flows.summary.models import print_training
+from flows.summary.runs import print_status
 from flows.supervise import InterruptionError
 from flows.tasks import look_at_training, training_stands
 from flows.train import recorded

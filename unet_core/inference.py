@@ -104,18 +104,20 @@ class Predictor:
 class Started:
     """The prediction of one tile, which a GPU may still be computing."""
 
-    def __init__(self, *results: Tensor | None) -> None:
-        self._results = [None if r is None else _begin_copy(r) for r in results]
-        self._event = None
-        if any(r is not None and r.is_cuda for r in results):
-            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._event.record()
+    def __init__(self, classes: Tensor, probabilities: Tensor | None) -> None:
+        self._classes = _begin_copy(classes)
+        self._probabilities = None if probabilities is None else _begin_copy(probabilities)
+        self._copied = None
+        if classes.is_cuda:
+            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._copied.record()
 
-    def take(self) -> list[NDArray[np.uint8] | None]:
+    def take(self) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
         """Classes uint8 (z, y, x); probabilities uint8 (class, z, y, x), p = v / 255, or None."""
-        if self._event is not None:
-            self._event.synchronize()
-        return [None if r is None else r.numpy() for r in self._results]
+        if self._copied is not None:
+            self._copied.synchronize()
+        chances = self._probabilities
+        return self._classes.numpy(), None if chances is None else chances.numpy()
 
 
 def _begin_copy(tensor: Tensor) -> Tensor:
@@ -188,8 +190,7 @@ def compute_block(
         kept = tile.keep.relative_to(tile.write.lower).slices
         target = tile.keep.relative_to(box.lower).slices
         found, likely = started.take()
-        if found is not None:
-            classes[target] = found[kept]
+        classes[target] = found[kept]
         if chances is not None and likely is not None:
             chances[(slice(None), *target)] = likely[(slice(None), *kept)]
 

@@ -1,7 +1,8 @@
 """A trained U-Net made ready for inference: norms folded, channels filled up, the CPU's fused kernels.
 
 What it computes is what `UNet` in eval mode does, up to rounding (`tests/test_prepared.py`). Against
-torch's own layers, on two AVX-512 cores in bfloat16, a volume takes 0.7 of the time (DESIGN.md, section 11).
+torch's own layers, on two AVX-512 cores in bfloat16, a volume takes three quarters of the time (DESIGN.md,
+section 11).
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ def _fail(error: UnetFlowsError) -> int:
     if "--json" in sys.argv:
         print(json.dumps({**document, "error": error.as_dict()}, indent=1))
     elif "stages" in document:
-        from flows.summary import print_run
+        from flows.summary.runs import print_run
 
         print_run(document)
     print(f"error: {error}", file=sys.stderr)

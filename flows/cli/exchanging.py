@@ -29,7 +29,7 @@ def export(
     require_there("no such model", model, fix="train one: unet-flows train --help")
     from flows.exchange import Format, about, export_model
     from flows.parsing import choice
-    from flows.summary import print_export
+    from flows.summary.models import print_export
 
     document = export_model(
         model,
@@ -61,6 +61,6 @@ def import_(
     require_there("there is nothing to import", source)
     require_there("there is no such description", spec)
     from flows.exchange import import_model
-    from flows.summary import print_import
+    from flows.summary.models import print_import
 
     report(import_model(source, to=to, spec=spec), as_json, print_import)

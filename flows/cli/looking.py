@@ -54,7 +54,7 @@ def evaluate(
     from flows.evaluate import doubts, evaluate_instances
     from flows.evaluate import evaluate as run
     from flows.parsing import choice
-    from flows.summary import print_evaluation, print_instances
+    from flows.summary.models import print_evaluation, print_instances
 
     place: dict[str, Any] = {"command": "evaluate", "labels": labels, "truth": truth}
     if instances:
@@ -112,7 +112,7 @@ def status(output: Output, as_json: AsJson = False) -> None:
     """Show how a run stands, from disk alone: while it runs, after it ended, or was killed."""
     require_there(_NO_RUN, output)
     from flows.inspection import status as look
-    from flows.summary import print_status
+    from flows.summary.runs import print_status
 
     report(look(output), as_json, print_status)
 
@@ -135,7 +135,7 @@ def verify(
     from flows.cluster import open_client
     from flows.config import ClusterConfig
     from flows.inspection import verify as check
-    from flows.summary import print_verification
+    from flows.summary.runs import print_verification
 
     with open_client(ClusterConfig(workers=workers)) if workers else nullcontext(None) as client:
         found = check(output, repair=repair, client=client)
@@ -149,7 +149,7 @@ def clean(output: Output, as_json: AsJson = False) -> None:
     """Take away what killed runs left behind: staging files, records of failures since mended."""
     require_there(_NO_RUN, output)
     from flows.inspection import clean as sweep
-    from flows.summary import print_cleaning
+    from flows.summary.runs import print_cleaning
 
     report(sweep(output), as_json, print_cleaning)
 
@@ -158,7 +158,7 @@ def clean(output: Output, as_json: AsJson = False) -> None:
 def doctor(as_json: AsJson = False) -> None:
     """Check this machine: versions, devices, memory, whether Prefect and Dask start here."""
     from flows.doctor import examine
-    from flows.summary import print_findings
+    from flows.summary.runs import print_findings
 
     findings = examine()
     document = {"command": "doctor", "findings": [asdict(f) for f in findings]}

@@ -25,7 +25,7 @@ def ingest(yes: Yes = False, as_json: AsJson = False, **parameters: Any) -> None
     from flows.ingest import ingest as flow
     from flows.ingest import plan, plan_each
     from flows.outcome import told
-    from flows.summary import print_run
+    from flows.summary.runs import print_run
 
     if config.each:
         plan_each(config)
@@ -58,7 +58,7 @@ def train(
         require_there("no such volume", given.get("image"), given.get("labels"))
         require_new("the configuration cannot be written", init, fix="choose another --init")
         from flows.init import write
-        from flows.summary import print_proposal
+        from flows.summary.models import print_proposal
 
         report(write(init, config=config, given=given), as_json, print_proposal)
         return
@@ -73,7 +73,7 @@ def train(
 
         require_model(settings.fine_tune)
     from flows.outcome import told
-    from flows.summary import print_training
+    from flows.summary.models import print_training
     from flows.train import flow_of, prepare, recorded
 
     planned = prepare(settings, tell=lambda note: print(f"note: {note}", file=sys.stderr))
@@ -109,7 +109,8 @@ def segment(
     from flows.outcome import told
     from flows.segment import plan as make_plan
     from flows.segment import segment as flow
-    from flows.summary import plan_document, print_plan, print_run
+    from flows.summary.plan import plan_document, print_plan
+    from flows.summary.runs import print_run
 
     planned = make_plan(config)
     document = plan_document(planned, workers=cluster.workers)
@@ -133,7 +134,7 @@ def stitch(yes: Yes = False, as_json: AsJson = False, **parameters: Any) -> None
     from flows.outcome import told
     from flows.stitch import plan
     from flows.stitch import stitch as flow
-    from flows.summary import print_run
+    from flows.summary.runs import print_run
 
     plan(config)
     confirm_restart(config, yes)

@@ -7,10 +7,11 @@ from typing import Any
 from prefect import flow
 
 from flows import tasks
-from flows.config import IngestConfig, takes, validate
+from flows.config import IngestConfig, validate
 from flows.ingest.each import ingest_each
 from flows.ingest.volume import carry_out, plan
 from flows.outcome import owned
+from flows.signatures import takes
 from unet_core.volumes import Store
 
 

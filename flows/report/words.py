@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 def duration(seconds: float) -> str:
     """Seconds, minutes, hours or days, whichever is read best."""
@@ -15,3 +17,22 @@ def duration(seconds: float) -> str:
 def counted(number: int, thing: str) -> str:
     """One block, two blocks."""
     return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
+def flop(n: float) -> str:
+    """Such as 2.64 TFLOP."""
+    return _scaled(n, ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP"))
+
+
+def size(n: float) -> str:
+    """Such as 675 MB."""
+    return _scaled(n, ("B", "kB", "MB", "GB", "TB", "PB"))
+
+
+def _scaled(n: float, units: Sequence[str]) -> str:
+    *smaller, largest = units
+    for unit in smaller:
+        if n < 1000:
+            return f"{n:.3g} {unit}"
+        n /= 1000
+    return f"{n:,.3g} {largest}"

@@ -27,7 +27,7 @@ from flows.blocks import SEAL_EVERY, run_stage
 from flows.cluster import open_client
 from flows.config import ClusterConfig, SegmentConfig
 from flows.segment import plan
-from flows.summary import plan_document
+from flows.summary.plan import plan_document
 from unet_core.architecture import UNetSpec
 from unet_core.ledger import Done, Ledger, hold, seals
 from unet_core.ledger.flags import packed_size

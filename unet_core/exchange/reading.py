@@ -99,7 +99,7 @@ def _file(place: Store, spec: str | None, *, where: str) -> Found:
             return archive.read(member)
         except KeyError:
             return None
-        # RuntimeError: encrypted (NotImplementedError, a kind of it: packed in a way unknown here).
+        # RuntimeError: encrypted, or packed in a way unknown here.
         except (zipfile.BadZipFile, zlib.error, RuntimeError, OSError, EOFError) as error:
             raise InputError("this package is damaged", where=f"{where}, {member}", found=error) from None
 

@@ -27,12 +27,14 @@ from unet_core.ledger.record import (
     require_ours,
     require_replaceable,
 )
+from unet_core.ledger.seals import SEGMENT, Part
 from unet_core.ledger.stage import Done, Stage
 from unet_core.ledger.status import ATTRIBUTE, Status, read_status, require_complete, set_status
 
 __all__ = [
     "ATTRIBUTE",
     "FOLDER",
+    "SEGMENT",
     "Done",
     "Entries",
     "Failure",
@@ -40,6 +42,7 @@ __all__ = [
     "Holder",
     "Lease",
     "Ledger",
+    "Part",
     "Quarantine",
     "RunRecord",
     "Stage",

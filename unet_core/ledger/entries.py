@@ -62,13 +62,6 @@ class Entries:
     done: Flags
     absent: int
     empty: int
-    _ledger: Ledger
-
-    @property
-    def digest(self) -> NDArray[np.uint64]:
-        """Of every block's data, 8 bytes each: for stages that are known to be small. Else `Ledger.part`."""
-        parts = [self._ledger.part(start).digest for start in range(0, self._ledger.count, seals.SEGMENT)]
-        return np.concatenate([np.zeros(0, np.uint64), *parts])
 
 
 @dataclass(frozen=True)
@@ -121,7 +114,7 @@ class Ledger:
                     done[index] = True
                     was_empty = int(entry["absent"]) == seals.EMPTY
                     absent, empty = absent + (0 if was_empty else int(entry["absent"])), empty + was_empty
-        return Entries(done, absent, empty, self)
+        return Entries(done, absent, empty)
 
     def part(self, index: int) -> Part:
         """All that is known of the segment that holds block `index`: 13 bytes a block."""

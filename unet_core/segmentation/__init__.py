@@ -14,7 +14,9 @@ from unet_core.segmentation.blocks import (
     start,
     tile_that_fits,
 )
-from unet_core.segmentation.plan import KIND, Planned, SegmentPlan, SegmentRequest, plan_segmentation
+from unet_core.segmentation.plan import KIND, SegmentPlan
+from unet_core.segmentation.planning import Planned, plan_segmentation
+from unet_core.segmentation.request import SegmentRequest
 
 __all__ = [
     "KIND",

@@ -24,7 +24,8 @@ from unet_core.pipelined import pipelined
 from unet_core.probe import probe
 from unet_core.pyramid import PyramidPlan
 from unet_core.recent import Recent
-from unet_core.segmentation.plan import KIND, PREDICT, Planned, SegmentPlan, identity_of
+from unet_core.segmentation.plan import KIND, PREDICT, SegmentPlan
+from unet_core.segmentation.planning import Planned, identity_of
 from unet_core.table import TablePlan, quanta_of
 from unet_core.tile_choice import choose_tile
 from unet_core.volumes import Store, Volume, create_multiscale, open_for_writing, write_box
@@ -93,7 +94,7 @@ def start(planned: Planned, resolved: SegmentPlan) -> None:
     plan = resolved
     request, volume = planned.request, planned.volume
     tiling, output = plan.tiling, Store(request.to)
-    identity = identity_of(request, volume, planned.model, tiling.roi, plan, planned.keeper)
+    identity = identity_of(request, volume, planned.model, tiling.roi, plan, planned.fitting.keeper)
     begin(output, planned.record or RunRecord(KIND, identity, plan.to_dict()))
     name = output.url.rsplit("/", 1)[-1].removesuffix(".zarr")
     common: dict[str, Any] = {

@@ -67,19 +67,17 @@ def read_kept(
     What is not kept is read in as few parts as there are boxes of it, and counted in `recent.made`.
     """
     extent = _extent(array, selection)
-    result = np.empty([b - a for a, b in extent], array.dtype)
-    missing = set()
-    for index in _indices(array, extent):
-        data = recent.find(array, index)
-        if data is None:
-            missing.add(index)
-        else:
-            _paste(result, extent, data, _chunk(array, index))
-    chunk_bytes = prod(array.chunks) * array.dtype.itemsize
-    if len(missing) * chunk_bytes > max(recent.capacity, result.nbytes):
+    found = {index: recent.find(array, index) for index in _indices(array, extent)}
+    missing = {index for index, data in found.items() if data is None}
+    item, chunk = array.dtype.itemsize, prod(array.chunks)
+    if item * chunk * len(missing) > max(recent.capacity, item * prod(b - a for a, b in extent)):
         # They would push each other out before anybody came back, and whole chunks take more than the part.
-        recent.made += sum(1 for _ in _indices(array, extent)) * chunk_bytes
+        recent.made += item * chunk * len(found)
         return read_checked(array, selection, axes)
+    result = np.empty([b - a for a, b in extent], array.dtype)
+    for index, data in found.items():
+        if data is not None:
+            _paste(result, extent, data, _chunk(array, index))
     for first, last in _boxes(missing):
         part = [(a, b) for (a, _), (_, b) in zip(_chunk(array, first), _chunk(array, last))]
         data = read_checked(array, tuple(slice(a, b) for a, b in part), axes)
