@@ -17,6 +17,7 @@ from distributed import CancelledError, Client, KilledWorker, LocalCluster, Work
 
 from flows.config import ClusterConfig
 from flows.supervise import end_with_parent
+from unet_core.budget import REUSED
 from unet_core.errors import InputError, RunError, UnetFlowsError
 
 T = TypeVar("T")
@@ -190,7 +191,9 @@ def thread_environment(threads: int) -> dict[str, str]:
         **{name: str(threads) for name in names},
         # Threads that wait must not spin: on cores that others use too, they take the time of those at work.
         "OMP_WAIT_POLICY": "PASSIVE",
-        # Freed tensors go back to the system at once; else the C library keeps up to 140 MB of them, more or
-        # less by chance. Dask sets it for workers under a nanny; here it holds whatever Dask is told.
-        "MALLOC_TRIM_THRESHOLD_": "65536",
+        # What a slab's tensors took is kept for the next slab's, in one heap whatever the thread; larger ones
+        # go back to the system at once. Else the C library decides by what came before.
+        "MALLOC_ARENA_MAX": "1",
+        "MALLOC_TRIM_THRESHOLD_": str(2 * REUSED),
+        "MALLOC_MMAP_THRESHOLD_": str(REUSED),
     }

@@ -47,13 +47,13 @@ def host(job: dict[str, Any], topic: str) -> dict[str, Any]:
 
 
 def rank_environment() -> dict[str, str]:
-    """A worker's environment, but some of what is freed is kept: every step needs the same tensors again.
+    """A worker's environment, but of what is freed less is kept: `budget.training_bytes` counts it.
 
-    Where all goes back to the system, as in workers that segment, fetching cleared pages anew made a step
-    take 1.8 times as long. `budget.training_bytes` counts what is kept.
+    Every step needs the same tensors again. Where all goes back to the system, fetching cleared pages anew
+    made a step take 1.8 times as long.
     """
     return {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if name != "MALLOC_ARENA_MAX"},
         "MALLOC_TRIM_THRESHOLD_": str(budget.TRAINING_KEPT),
         "MALLOC_MMAP_THRESHOLD_": str(8 * 2**20),  # larger ones alone are fetched and given back each time
     }

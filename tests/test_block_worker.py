@@ -101,7 +101,7 @@ def test_without_room_for_chunks_the_result_is_the_same_and_more_is_decoded(
     run: Run, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     list(run.worker().stream(range(run.count)))
-    monkeypatch.setattr(budget, "INPUT_KEPT", 0)
+    monkeypatch.setattr("unet_core.budget.worker.INPUT_KEPT", 0)
     with hold(Store(root / "other.zarr")) as lease:
         other = Run(root, "other.zarr", lease)
         outcomes = dict(other.worker().stream(range(other.count)))

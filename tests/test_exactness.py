@@ -6,6 +6,7 @@ one made for inference) runs once over all of it, and the surplus is cropped.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -102,6 +103,14 @@ class Prediction:
     logits: np.ndarray
 
 
+@pytest.fixture(autouse=True, scope="module")
+def thin_slabs() -> Iterator[None]:
+    """Tiles as small as these would be computed at once; here as large ones are, in slabs of a few planes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("unet_core.budget.forward._SLAB", 2**13)
+        yield
+
+
 class Recorder(Predictor):
     """Keeps the logits of every tile where the tile claims to be, and refuses a voxel kept twice."""
 
@@ -109,12 +118,16 @@ class Recorder(Predictor):
         super().__init__(network, scale=scale, device="cpu")
         self.kept = np.full((network.spec.classes, *shape), np.nan, np.float32)
 
-    def logits(self, data: np.ndarray, tile: Tile) -> torch.Tensor:
-        logits = super().logits(data, tile)
+    def parts(
+        self, data: np.ndarray, tile: Tile, *, scaled: bool = False
+    ) -> Iterator[tuple[tuple[slice, ...], torch.Tensor]]:
+        logits = np.full((self.spec.classes, *tile.write.shape), np.nan, np.float32)
+        for place, part in super().parts(data, tile, scaled=scaled):
+            logits[(slice(None), *place)] = part
+            yield place, part
         target = (slice(None), *tile.keep.slices)
         assert np.isnan(self.kept[target]).all(), f"{tile.keep} is computed twice"
         self.kept[target] = logits[(slice(None), *tile.keep.relative_to(tile.write.lower).slices)]
-        return logits
 
 
 def predict(scene: Scene, volume: Volume, tiling: Tiling, order: list[int] | None = None) -> Prediction:
@@ -317,13 +330,9 @@ class Echo:
         self.spec = spec
         self._lower = Footprint.of(spec).lower
 
-    def logits(self, data: np.ndarray, tile: Tile) -> np.ndarray:
-        assert data.shape[1:] == tile.read.shape
-        inside = Box.of_shape(tile.write.shape).shift(self._lower)
-        return data[(slice(None), *inside.slices)]
-
     def start(self, data: np.ndarray, tile: Tile, *, probabilities: bool) -> SimpleNamespace:
-        found = self.logits(data, tile)
+        assert data.shape[1:] == tile.read.shape
+        found = data[(slice(None), *Box.of_shape(tile.write.shape).shift(self._lower).slices)]
         return SimpleNamespace(take=lambda: [found[0], found])
 
 

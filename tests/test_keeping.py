@@ -246,9 +246,11 @@ def test_what_is_left_out_is_neither_read_nor_computed(
     with pytest.raises(DataError):
         image.read(image.box)
     forwards: list[int] = []
-    forward = Predictor.logits
+    forward = Predictor.start
     monkeypatch.setattr(
-        Predictor, "logits", lambda self, *args: (forwards.append(1), forward(self, *args))[1]
+        Predictor,
+        "start",
+        lambda self, *args, **options: (forwards.append(1), forward(self, *args, **options))[1],
     )
     instances = InstanceRequest(foreground=(0, 1, 2))
     to = str(tmp_path / "labels.zarr")

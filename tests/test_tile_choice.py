@@ -25,11 +25,11 @@ FLAT = UNetSpec.build(ndim=3, depth=3, base=16, anisotropic_levels=2)
 @pytest.mark.parametrize("spec", [ISOTROPIC, FLAT, UNetSpec.build(ndim=2, depth=4, base=64)])
 def test_options_are_ordered_by_arithmetic_and_fit(spec: UNetSpec) -> None:
     memory = 2 * 2**30
-    options = tile_options(spec, HUGE, Box.of_shape(HUGE), dtype="bfloat16", memory=memory)
+    options = tile_options(spec, HUGE, Box.of_shape(HUGE), dtype="bfloat16", device="cpu", memory=memory)
     assert len({option.tile for option in options}) == len(options) > 50
     for option in options:
         read = spec.read_shape(option.tile[3 - spec.ndim :])
-        assert option.memory == budget.forward_bytes(spec, read, "bfloat16") <= memory
+        assert option.memory == budget.forward_bytes(spec, read, "bfloat16", "cpu") <= memory
         assert option.macs == spec.padded().macs(read) * len(Grid(Box.of_shape(HUGE), option.tile))
     assert all(a.macs <= b.macs for a, b in pairwise(options))
     shown = spread(options, 5)
@@ -39,7 +39,7 @@ def test_options_are_ordered_by_arithmetic_and_fit(spec: UNetSpec) -> None:
 
 def test_an_anisotropic_network_gets_an_anisotropic_tile() -> None:
     tiles = {
-        spec: choose_tile(spec, HUGE, Box.of_shape(HUGE), dtype="bfloat16", memory=3 * 2**30)
+        spec: choose_tile(spec, HUGE, Box.of_shape(HUGE), dtype="bfloat16", device="cpu", memory=3 * 2**30)
         for spec in (ISOTROPIC, FLAT)
     }
     assert len(set(tiles[ISOTROPIC])) == 1
@@ -55,7 +55,7 @@ def request_of(
     return SegmentRequest(volume=str(volume), model=str(model), to=str(tmp_path / "out.zarr"))
 
 
-@pytest.mark.parametrize("gib", [0.9, 1, 2, 6])
+@pytest.mark.parametrize("gib", [0.8, 0.9, 1, 2])
 def test_a_worker_takes_no_more_than_it_may(gib: float, request_of: SegmentRequest, tmp_path: Path) -> None:
     import zarr
 
@@ -90,9 +90,8 @@ def test_where_float32_is_taken_after_all_the_tile_is_chosen_for_it(
     assert planned.plan.dtype == "auto"
     other = planned.in_float32()
     assert other.plan.dtype == "float32"
-    assert np.prod(other.plan.tiling.tile) < np.prod(planned.plan.tiling.tile)
     for each, dtype in ((planned, "bfloat16"), (other, "float32")):
-        needed = budget.forward_bytes(ISOTROPIC, each.plan.tiling.read_shape, dtype)
+        needed = budget.forward_bytes(ISOTROPIC, each.plan.tiling.read_shape, dtype, "cpu")
         assert needed <= budget.tile_memory("cpu")
 
 
@@ -111,15 +110,18 @@ def test_what_is_no_number_of_bytes_is_refused(text: str) -> None:
 
 
 def test_a_tile_at_which_the_device_is_faster_is_taken() -> None:
-    region, memory = Box.of_shape(HUGE), 2**31
-    alike = choose_tile(ISOTROPIC, HUGE, region, dtype="bfloat16", memory=memory)
-    slow_when_large = Rates(((2**26, 1e11), (2**29, 1e11), (2**31, 0.4e11)))
-    chosen = tile_options(ISOTROPIC, HUGE, region, dtype="bfloat16", memory=memory, rates=slow_when_large)[0]
+    region, memory = Box.of_shape(HUGE), 2**29
+    alike = choose_tile(ISOTROPIC, HUGE, region, dtype="bfloat16", device="cpu", memory=memory)
+    slow_when_large = Rates(((2**26, 1e11), (2**27, 1e11), (2**29, 0.4e11)))
+    chosen = tile_options(
+        ISOTROPIC, HUGE, region, dtype="bfloat16", device="cpu", memory=memory, rates=slow_when_large
+    )[0]
     assert np.prod(chosen.tile) < np.prod(alike)
-    assert chosen.memory < 2**30.5
-    assert slow_when_large.at(2**20) == slow_when_large.at(2**28) == 1e11
+    assert chosen.memory < 2**28.5
+    assert slow_when_large.at(2**20) == slow_when_large.at(2**27) == 1e11
     assert slow_when_large.at(2**40) == 0.4e11
-    assert slow_when_large.at(2**30) == pytest.approx(0.7e11)
+    assert slow_when_large.at(2**28) == pytest.approx(0.7e11)
+    assert Rates(((2**26, 0.95e11), (2**31, 1e11))).ranked(2**26) == pytest.approx(0.9e11), "timings vary"
 
 
 def test_speed_is_measured_once_and_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,14 +131,13 @@ def test_speed_is_measured_once_and_remembered(tmp_path: Path, monkeypatch: pyte
 
     def timed(predictor: object, tile: tuple[int, ...]) -> float:
         passes.append(tile)
-        return 0.5 if len(set(passes)) < 4 else 9.0
+        return 1e9 * len(set(passes))
 
-    monkeypatch.setattr(speed, "_pass", timed)
+    monkeypatch.setattr(speed, "rate_of", timed)
     of = {"device": "cpu", "dtype": "float32"}
     assert not speed.is_known(spec, memory=2**30, **of)
     rates = speed.rates_of(spec, memory=2**30, **of)
-    assert len(rates.points) == 4, "the fourth took too long: none after it"
-    assert len(set(passes)) == 4
+    assert len(rates.points) == len(set(passes)) > 2
     before = len(passes)
     assert speed.rates_of(spec, memory=2**30, **of) == rates
     assert speed.is_known(spec, memory=2**30 + 5, **of), "free memory differs a little each time"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from unet_core.budget import slab_planes
 from unet_core.devices import DTYPES, exact_arithmetic, fast_dtype
 from unet_core.errors import DataError, UnfitWorkerError
 from unet_core.geometry import Box, hull
 from unet_core.model import UNet, channels_last
 from unet_core.normalisation import Scale, require_finite
 from unet_core.prepared import prepare
+from unet_core.streamed import streamed
 from unet_core.tiling import Tile, Tiling
 from unet_core.volumes import Volume
 
@@ -42,28 +45,31 @@ class Predictor:
         self.device = device
         self._scale = scale
         self._device = torch.device(device)
-        self._dtype = DTYPES[dtype]
-        self._format = channels_last(self.spec.ndim)
+        self._dtype = dtype
+        self._axis = 3 - self.spec.ndim  # of z, y, x: the one that planes come along
         self._copies = torch.cuda.Stream() if device == "cuda" else None  # type: ignore[no-untyped-call]
         exact_arithmetic()
-        self._model = prepare(network, device=device, dtype=self._dtype)
+        self._model = prepare(network, device=device, dtype=DTYPES[dtype])
 
-    def logits(self, data: NDArray[Any], tile: Tile) -> Tensor:
-        """(channel, z, y, x) raw intensities of `tile.read` to (class, z, y, x) logits of `tile.write`."""
-        return self._forward(self._scaled(data), tile)
+    @torch.inference_mode()
+    def logits(self, data: NDArray[Any], tile: Tile, *, scaled: bool = False) -> Tensor:
+        """(channel, z, y, x) intensities of `tile.read` to (class, z, y, x) logits of `tile.write`.
 
-    def forward(self, scaled: NDArray[np.float32], tile: Tile) -> Tensor:
-        """`logits` of intensities that are scaled already."""
-        return self._forward(self._on_device(scaled), tile)
+        `scaled`: the intensities are what the network wants already, not raw.
+        """
+        return torch.cat([part for _, part in self.parts(data, tile, scaled=scaled)], dim=1 + self._axis)
 
     @torch.inference_mode()
     def start(self, data: NDArray[Any], tile: Tile, *, probabilities: bool = False) -> Started:
         """Begin to predict `tile.write`. On a GPU this returns at once: begin the next, then take this."""
-        logits = self.logits(data, tile)
-        classes = logits.argmax(dim=0).to(torch.uint8)
-        chances = None
-        if probabilities:
-            chances = torch.softmax(logits.float(), dim=0).mul_(255).round_().to(torch.uint8)
+        shape, empty = tile.write.shape, partial(torch.empty, dtype=torch.uint8, device=self._device)
+        classes = empty(shape)
+        chances = empty((self.spec.classes, *shape)) if probabilities else None
+        for at, logits in self.parts(data, tile):
+            classes[at] = logits.argmax(dim=0)
+            if chances is not None:
+                chances[(slice(None), *at)] = torch.softmax(logits.float(), dim=0).mul_(255).round_()
+            del logits
         return Started(classes, chances)
 
     def classes(self, logits: Tensor) -> NDArray[np.uint8]:
@@ -71,18 +77,31 @@ class Predictor:
         result: NDArray[np.uint8] = logits.argmax(dim=0).to(torch.uint8).cpu().numpy()
         return result
 
-    @torch.inference_mode()
-    def _forward(self, x: Tensor, tile: Tile) -> Tensor:
-        flat = self.spec.ndim == 2
-        x = x.squeeze(1) if flat else x
-        x = x[None].to(dtype=self._dtype, memory_format=self._format)
-        logits = self._model(x)[0, : self.spec.classes]  # the rest only fills up
-        logits = logits.unsqueeze(1) if flat else logits
-        # The surplus above the last whole stride is another tile's: 388 -> 384.
-        result: Tensor = logits[(slice(None), *(slice(n) for n in tile.write.shape))]
-        return result
+    def parts(
+        self, data: NDArray[Any], tile: Tile, *, scaled: bool = False
+    ) -> Iterator[tuple[tuple[slice, ...], Tensor]]:
+        """Logits (class, z, y, x) of one slab after the other, each with its place in `tile.write`."""
+        axis, done = self._axis, 0
+        shape = data.shape[1 + axis :]
+        planes = slab_planes(self.spec, shape, self._dtype, self.device)
+        for x in streamed(self._model, self._slabs(data, planes, scaled), shape, planes):
+            logits = x[0, : self.spec.classes]  # the rest only fills up
+            logits = logits if axis == 0 else logits.unsqueeze(1)
+            # The surplus above the last whole stride is another tile's: 388 -> 384.
+            inside = (n - done if a == axis else n for a, n in enumerate(tile.write.shape))
+            logits = logits[(slice(None), *(slice(n) for n in inside))]
+            start, done = done, done + logits.shape[1 + axis]
+            yield (*[slice(None)] * axis, slice(start, done)), logits
+            del x, logits  # or they would be alive beside the next ones
 
-    @torch.inference_mode()
+    def _slabs(self, data: NDArray[Any], planes: int, scaled: bool) -> Iterator[Tensor]:
+        """(1, channel, n, ...) in the network's type and memory format, so many planes at a time."""
+        for start in range(0, data.shape[1 + self._axis], planes):
+            part = data[(*[slice(None)] * (1 + self._axis), slice(start, start + planes))]
+            x = self._on_device(part) if scaled else self._scaled(part)
+            x = x if self._axis == 0 else x.squeeze(1)
+            yield x[None].to(dtype=DTYPES[self._dtype], memory_format=channels_last(self.spec.ndim))
+
     def _scaled(self, data: NDArray[Any]) -> Tensor:
         """`Scale.apply`, to the bit, by all threads or on the GPU, which gets the raw type: fewer bytes."""
         offset, factor = (torch.from_numpy(n).to(self._device) for n in self._scale.numbers)

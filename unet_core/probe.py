@@ -73,7 +73,7 @@ def probe(predictor: Predictor, tiling: Tiling) -> Probe:
     numbers = np.arange(prod(read), dtype=np.uint64) * np.uint64(2654435761) >> np.uint64(16)
     scaled = (numbers % np.uint64(256)).astype(np.float32) / np.float32(255)
     box = Box.of_shape(write)
-    logits = predictor.forward(scaled.reshape(read), Tile(read=box, write=box, keep=box))
+    logits = predictor.logits(scaled.reshape(read), Tile(read=box, write=box, keep=box), scaled=True)
     return Probe(
         device=predictor.device,
         hardware=_hardware(predictor.device),

@@ -20,7 +20,7 @@ import torch
 from unet_core import budget
 from unet_core.architecture import UNetSpec
 from unet_core.devices import device_name
-from unet_core.geometry import Box, Shape
+from unet_core.geometry import Box, Shape, round_up
 from unet_core.inference import Predictor
 from unet_core.model import UNet
 from unet_core.normalisation import Scale
@@ -30,7 +30,7 @@ from unet_core.tiling import Footprint, Tile
 _REGION = (2**14,) * 3  # larger than any tile
 _LEAST = 2**26  # bytes of the smallest forward pass that is measured; each of the others takes twice as much
 _ROUNDS = 2
-_LONGEST = 4.0  # seconds of one pass: no larger tile is measured, and those are taken to be as fast
+_ENOUGH = 2e11  # multiply-accumulates that are measured: a second of two cores
 Points = tuple[tuple[int, float], ...]
 
 
@@ -76,34 +76,36 @@ def _measured(spec: UNetSpec, device: str, dtype: str, sizes: list[int]) -> Poin
     region = Box.of_shape(_REGION)
     best: dict[TileOption, float] = {}
     for size in sizes:
-        options = tile_options(spec, _REGION, region, dtype=dtype, memory=size)
+        options = tile_options(spec, _REGION, region, dtype=dtype, device=device, memory=size)
         if options:
-            best[options[0]] = float("inf")
+            best[options[0]] = 0.0
     if not best:  # not even the smallest fits in what is asked for
         smallest = Footprint.of(spec).stride
         read = spec.read_shape(smallest[3 - spec.ndim :])
-        best[TileOption(smallest, spec.macs(read), budget.forward_bytes(spec, read, dtype))] = float("inf")
-    _pass(predictor, min(best, key=lambda option: option.memory).tile)  # loads the kernels
+        needed = budget.forward_bytes(spec, read, dtype, device)
+        best[TileOption(smallest, spec.macs(read), needed)] = 0.0
+    rate_of(predictor, min(best, key=lambda option: option.memory).tile)  # loads the kernels
     for _ in range(_ROUNDS):
-        for option in sorted(best, key=lambda option: option.memory):
-            best[option] = min(best[option], _pass(predictor, option.tile))
-            if best[option] > _LONGEST:
-                best = {other: s for other, s in best.items() if other.memory <= option.memory}
-                break
+        for option in best:
+            best[option] = max(best[option], rate_of(predictor, option.tile))
     return tuple(
-        (option.memory, spec.padded().macs(spec.read_shape(option.tile[3 - spec.ndim :])) / seconds)
-        for option, seconds in sorted(best.items(), key=lambda item: item[0].memory)
+        (option.memory, rate) for option, rate in sorted(best.items(), key=lambda item: item[0].memory)
     )
 
 
-def _pass(predictor: Predictor, tile: Shape) -> float:
+def rate_of(predictor: Predictor, tile: Shape) -> float:
+    """Multiply-accumulates per second of one pass, or of so much of it as tells: slabs are all alike."""
     spec = predictor.spec
-    flat = (1,) * (3 - spec.ndim)
+    flat = 3 - spec.ndim
+    macs = spec.padded().macs(spec.read_shape(tile[flat:]))
+    while macs > _ENOUGH and predictor.device == "cpu" and tile[flat] > spec.stride[0]:
+        tile = (*tile[:flat], round_up(tile[flat] // 2, spec.stride[0]), *tile[flat + 1 :])
+        macs = spec.padded().macs(spec.read_shape(tile[flat:]))
     box = Box.of_shape(tile)
-    data = np.zeros((spec.in_channels, *flat, *spec.read_shape(tile[len(flat) :])), np.uint8)
+    data = np.zeros((spec.in_channels, *tile[:flat], *spec.read_shape(tile[flat:])), np.uint8)
     began = time.perf_counter()
     predictor.start(data, Tile(read=box, write=box, keep=box)).take()
-    return time.perf_counter() - began
+    return macs / (time.perf_counter() - began)
 
 
 def _name(spec: UNetSpec, device: str, dtype: str) -> str:

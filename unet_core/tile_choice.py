@@ -2,8 +2,8 @@
 
 Larger tiles waste less on context; evenly divided axes waste less on overhang; and an anisotropic network
 wants an anisotropic tile, so each axis is tried by itself. Time is arithmetic over the rate at which a device
-does it, and that rate depends on how much memory a tile goes through: `Rates` are measured (`speed`), or all
-alike where a run is too short to measure anything.
+does it, which may depend on how much memory a tile goes through: `Rates` are measured (`speed`), or all alike
+where a run is too short to measure anything.
 """
 
 from __future__ import annotations
@@ -22,7 +22,14 @@ from unet_core.geometry import Box, Grid, Shape, ceil_div, round_up
 from unet_core.tiling import Footprint
 
 # Sides that tiles are tried with, rounded up to the stride: 1 is the smallest tile there is.
-_SIDES = (1, 16, 24, 32, 48, 64, 80, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512, 640, 768, 1024)
+_SIDES = (
+    *(1, 16, 24, 32, 48, 64, 80, 96, 128, 160, 192, 224, 256),
+    *(320, 384, 448, 512, 640, 768, 1024, 1536, 2048),
+)
+# Voxels of the largest tile: blocks are short enough to retry and to share out, half a minute of two cores.
+_LARGEST = 2**25
+# Rates from here on, of the best, count as equal: so much do timings of the same vary.
+_ALIKE = 0.9
 # Of a side, what each axis may have by itself.
 _STRETCHES = (1.0, 0.5, 2.0)
 
@@ -37,6 +44,10 @@ class Rates:
         """Between points along the logarithm of the bytes; beyond them that of the nearest."""
         sizes, rates = zip(*self.points)
         return float(np.interp(log(memory), [log(size) for size in sizes], rates))
+
+    def ranked(self, memory: int) -> float:
+        """`at`, but as fast as each other where they differ by less than timings do."""
+        return min(self.at(memory), _ALIKE * max(rate for _, rate in self.points))
 
 
 @dataclass(frozen=True)
@@ -54,6 +65,7 @@ def choose_tile(
     roi: Box,
     *,
     dtype: str,
+    device: str,
     memory: int,
     rates: Rates | None = None,
     fits: Callable[[Shape], bool] | None = None,
@@ -72,20 +84,28 @@ def choose_tile(
     InputError
         Even the smallest tile does not fit.
     """
-    for option in tile_options(spec, volume, roi, dtype=dtype, memory=memory, rates=rates):
+    for option in tile_options(spec, volume, roi, dtype=dtype, device=device, memory=memory, rates=rates):
         if fits is None or fits(option.tile):
             return option.tile
     smallest = Footprint.of(spec).stride[3 - spec.ndim :]
+    needed = forward_bytes(spec, spec.read_shape(smallest), dtype, device)
     raise InputError(
         "not even the smallest tile fits in memory",
-        expected=f"{forward_bytes(spec, spec.read_shape(smallest), dtype):,} bytes or more for one tile",
+        expected=f"{needed:,} bytes or more for one tile",
         found=f"{memory:,} bytes" + (" for one tile" if fits is None else " for all that a worker holds"),
         fix="use a smaller network, a 16-bit --dtype, more --memory, or a larger machine",
     )
 
 
 def tile_options(
-    spec: UNetSpec, volume: Shape, roi: Box, *, dtype: str, memory: int, rates: Rates | None = None
+    spec: UNetSpec,
+    volume: Shape,
+    roi: Box,
+    *,
+    dtype: str,
+    device: str,
+    memory: int,
+    rates: Rates | None = None,
 ) -> list[TileOption]:
     """Tiles whose forward pass takes at most `memory` bytes, those that take the least time first.
 
@@ -103,15 +123,18 @@ def tile_options(
         )
         tried.update(product(*sizes))
     found = []
+    smallest = min(tried, key=prod)
     for tile in tried:
+        if prod(tile) > _LARGEST and tile != smallest:
+            continue
         read = spec.read_shape(tile[flat:])
-        needed = forward_bytes(spec, read, dtype)
+        needed = forward_bytes(spec, read, dtype, device)
         if needed <= memory:
             found.append(TileOption(tile, len(Grid(roi, tile)) * spec.padded().macs(read), needed))
 
     def cost(option: TileOption) -> tuple[float, int, Shape]:
         # Of those that take as long the one with least memory; and one order whatever the set's.
-        rate = 1.0 if rates is None else rates.at(option.memory)
+        rate = 1.0 if rates is None else rates.ranked(option.memory)
         return option.macs / rate, option.memory, option.tile
 
     return sorted(found, key=cost)

@@ -32,9 +32,11 @@ def measure(case: str, edge: int, dtype: str, repeats: int) -> dict[str, Any]:
     from torch import nn
 
     from unet_core.architecture import UNetSpec
+    from unet_core.budget import slab_planes
     from unet_core.devices import DTYPES
     from unet_core.model import UNet, channels_last
     from unet_core.prepared import prepare
+    from unet_core.streamed import streamed
 
     ndim, base, depth = CASES[case]
     spec = UNetSpec.build(ndim=ndim, depth=depth, base=base)
@@ -45,6 +47,7 @@ def measure(case: str, edge: int, dtype: str, repeats: int) -> dict[str, Any]:
     with torch.inference_mode():
         expected = network(x)
     prepared = prepare(network, dtype=DTYPES[dtype])
+    planes = slab_planes(spec, shape, dtype, "cpu")
     for layer in network.modules():
         if isinstance(layer, nn.Conv3d):
             layer.__class__ = nn.Conv3d  # without the channels that fill up for torch's sake
@@ -59,8 +62,9 @@ def measure(case: str, edge: int, dtype: str, repeats: int) -> dict[str, Any]:
 
     @torch.inference_mode()
     def ours() -> Any:
-        logits = prepared(x.to(dtype=DTYPES[dtype], memory_format=channels_last(ndim)))
-        return logits[:, : spec.classes].float().contiguous()
+        slabs = x.to(dtype=DTYPES[dtype], memory_format=channels_last(ndim)).split(planes, dim=2)
+        parts = [part[:, : spec.classes].float() for part in streamed(prepared, slabs, shape, planes)]
+        return torch.cat(parts, dim=2).contiguous()
 
     def theirs() -> Any:
         return request.infer({0: x.numpy()}, share_inputs=True, share_outputs=True)[0]

@@ -4,27 +4,29 @@
 
 Three networks: 2D of base 64 and depth 4, 3D of base 16 and depth 3, the same with two anisotropic levels,
 on a region too large for any tile. What the choice rests on is measured first, as a run does it. Tried are
-the choice, the eight that come next by the model, and five smaller ones spread over the memory. Rounds over
-all tiles are repeated, and each tile's best time counts: other load hits all alike.
+the choice, the eight that come next by the model, and five smaller ones spread over the memory. Of large
+tiles only some slabs are computed, which are all alike. Rounds over all tiles are repeated, and each tile's
+best time counts: other load hits all alike.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import time
 from math import prod
 
 import torch
 from rich.console import Console
 from rich.table import Table
+from side_by_side import as_a_worker
 
 from unet_core.architecture import UNetSpec
 from unet_core.devices import DTYPES, device_name
 from unet_core.geometry import Box
+from unet_core.inference import Predictor
 from unet_core.model import UNet
-from unet_core.prepared import PreparedUNet, prepare
-from unet_core.speed import rates_of
+from unet_core.normalisation import Scale
+from unet_core.speed import rate_of, rates_of
 from unet_core.tile_choice import TileOption, spread, tile_options
 
 REGION = (10_000, 10_000, 10_000)
@@ -45,6 +47,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=2)
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="bfloat16")
     options = parser.parse_args()
+    as_a_worker()
     results = {name: sweep(spec, options) for name, spec in NETWORKS.items()}
     document = {"device": device_name("cpu"), "torch": torch.__version__, "networks": results}
     print(json.dumps(document, indent=1))
@@ -57,33 +60,25 @@ def sweep(spec: UNetSpec, options: argparse.Namespace) -> list[dict[str, object]
     memory = int(options.memory_gib * 2**30)
     region = Box.of_shape(REGION)
     rates = rates_of(spec, device="cpu", dtype=options.dtype, memory=memory)
-    every = tile_options(spec, REGION, region, dtype=options.dtype, memory=memory, rates=rates)
+    every = tile_options(spec, REGION, region, dtype=options.dtype, device="cpu", memory=memory, rates=rates)
     tried = list(dict.fromkeys([*every[:9], *spread(every, 6)]))
-    network = prepare(UNet(spec), dtype=DTYPES[options.dtype])
-    seconds = {option: float("inf") for option in tried}
+    scale = Scale((0.0,), (1.0,))
+    predictor = Predictor(UNet(spec), scale=scale, device="cpu", dtype=options.dtype)
+    found = dict.fromkeys(tried, 0.0)
     for _ in range(options.repeat):
         for option in tried:
-            seconds[option] = min(seconds[option], timed(network, spec, option, options.dtype))
-    return [row(spec, option, seconds[option]) for option in tried]
+            found[option] = max(found[option], rate_of(predictor, option.tile))
+    return [row(spec, option, found[option]) for option in tried]
 
 
-def timed(network: PreparedUNet, spec: UNetSpec, option: TileOption, dtype: str) -> float:
-    read = spec.read_shape(option.tile[3 - spec.ndim :])
-    x = torch.rand(1, spec.in_channels, *read).to(DTYPES[dtype])
-    with torch.inference_mode():
-        began = time.perf_counter()
-        network(x)
-        return time.perf_counter() - began
-
-
-def row(spec: UNetSpec, option: TileOption, seconds: float) -> dict[str, object]:
+def row(spec: UNetSpec, option: TileOption, rate: float) -> dict[str, object]:
     macs = spec.padded().macs(spec.read_shape(option.tile[3 - spec.ndim :]))
     return {
         "tile": list(option.tile),
         "gib": round(option.memory / 2**30, 2),
         "useful": round(spec.macs_per_voxel() * prod(REGION) / option.macs, 3),
-        "gflop_per_second": round(2 * macs / seconds / 1e9),
-        "voxels_per_second": round(prod(option.tile) / seconds),
+        "gflop_per_second": round(2 * rate / 1e9),
+        "voxels_per_second": round(prod(option.tile) * rate / macs),
     }
 
 

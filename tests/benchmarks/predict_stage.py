@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from predicting import all_blocks, build, opened
+from side_by_side import as_a_worker
 
 from unet_core.architecture import UNetSpec
 from unet_core.devices import fast_dtype
@@ -29,6 +30,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--dtype", default=fast_dtype("cpu") or "float32")
     options = parser.parse_args()
+    as_a_worker()
     with tempfile.TemporaryDirectory() as folder:
         print(json.dumps(measure(Path(folder), options), indent=1))
 
@@ -42,7 +44,7 @@ def measure(root: Path, options: argparse.Namespace) -> dict[str, object]:
         predictor = Predictor(planned.model.network(), scale=plan.scale, device=plan.device, dtype=plan.dtype)
         tiles = [tile for index in range(len(tiling.blocks)) for tile in tiling.tiles(index)]
         held = [volume.read(tile.read) for tile in tiles]
-        predictor.logits(held[0], tiles[0])
+        predictor.start(held[0], tiles[0]).take()
         stage, bare = [], []
         for _ in range(options.repeat):
             began = time.perf_counter()
@@ -50,7 +52,7 @@ def measure(root: Path, options: argparse.Namespace) -> dict[str, object]:
             stage.append(time.perf_counter() - began)
             began = time.perf_counter()
             for data, tile in zip(held, tiles):
-                predictor.logits(data, tile)
+                predictor.start(data, tile).take()
             bare.append(time.perf_counter() - began)
     seconds = float(np.median(stage))
     return {

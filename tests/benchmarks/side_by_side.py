@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,15 @@ def peak_bytes() -> int:
     """Of this process alone: getrusage counts what its parent had when it was forked."""
     status = Path("/proc/self/status").read_text()
     return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) * 1024
+
+
+def as_a_worker() -> None:
+    """Start this script anew with the environment that workers have: it is read when a process begins."""
+    from flows.cluster import thread_environment  # which the interpreters of others do not have
+
+    environment = thread_environment(len(os.sched_getaffinity(0)))
+    if any(os.environ.get(name) != value for name, value in environment.items()):
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **environment})
 
 
 def of_process(python: str, script: str, *arguments: object, environment: dict[str, str]) -> dict[str, Any]:

@@ -255,10 +255,12 @@ def tile_that_fits(plan: SegmentPlan, free: int) -> Shape | None:
     """
     spec = load_model(plan.model).card.spec
     tiling = plan.tiling
-    needed = budget.forward_bytes(spec, tiling.read_shape[3 - spec.ndim :], plan.dtype)
+    needed = budget.forward_bytes(spec, tiling.read_shape[3 - spec.ndim :], plan.dtype, plan.device)
     memory = min(free, needed) // 2
     try:
-        return choose_tile(spec, tiling.volume, tiling.roi, dtype=plan.dtype, memory=memory)
+        return choose_tile(
+            spec, tiling.volume, tiling.roi, dtype=plan.dtype, device=plan.device, memory=memory
+        )
     except InputError:
         return None
 

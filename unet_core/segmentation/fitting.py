@@ -64,6 +64,7 @@ class Fitting:
             self.spec,
             tiling,
             dtype=self.dtype,
+            device=self.device,
             input_item=self.volume.dtype.itemsize,
             input_chunk=self.volume.chunk_shape,
             probabilities=self.request.probabilities,
@@ -89,6 +90,7 @@ class Fitting:
             self.volume.shape,
             self.roi,
             dtype=self.dtype,
+            device=self.device,
             memory=self.memory,
             rates=rates,
             fits=None if limit is None else fits,
@@ -98,7 +100,14 @@ class Fitting:
         """Tiles that this one was chosen from, the best first; all tiles where it was asked for."""
         memory = budget.tile_memory(self.device)
         if self.request.tile is None:  # those that take more did not fit
-            memory = budget.forward_bytes(self.spec, tiling.read_shape[3 - self.spec.ndim :], self.dtype)
+            read = tiling.read_shape[3 - self.spec.ndim :]
+            memory = budget.forward_bytes(self.spec, read, self.dtype, self.device)
         return tile_options(
-            self.spec, self.volume.shape, self.roi, dtype=self.dtype, memory=memory, rates=rates
+            self.spec,
+            self.volume.shape,
+            self.roi,
+            dtype=self.dtype,
+            device=self.device,
+            memory=memory,
+            rates=rates,
         )

@@ -77,7 +77,9 @@ class Plan:
         roi = roi or region.region
         volume = region.image.shape
         try:
-            tile = choose_tile(self.spec, volume, roi, dtype="float32", memory=VALIDATION_MEMORY)
+            tile = choose_tile(
+                self.spec, volume, roi, dtype="float32", device=self.settings.device, memory=VALIDATION_MEMORY
+            )
         except InputError:
             tile = self.settings.patch  # fits: a training step holds more for it
         return Tiling(
