@@ -55,7 +55,7 @@ def request_of(
     return SegmentRequest(volume=str(volume), model=str(model), to=str(tmp_path / "out.zarr"))
 
 
-@pytest.mark.parametrize("gib", [0.8, 0.9, 1, 2])
+@pytest.mark.parametrize("gib", [0.9, 1, 1.5, 2])
 def test_a_worker_takes_no_more_than_it_may(gib: float, request_of: SegmentRequest, tmp_path: Path) -> None:
     import zarr
 
