@@ -1,6 +1,6 @@
 """What a second worker brings: the blocks of one volume by one worker of one thread, and by two.
 
-    python tests/benchmarks/workers.py [--size 320] [--tile 80] [--base 16] [--depth 3] [--repeat 2]
+    python tests/benchmarks/workers.py [--size 320] [--tile 160] [--base 16] [--depth 3] [--repeat 2]
 
 Workers, futures and outputs are those of a run (`flows.blocks`); started, and their network loaded, they are
 before the clock is. Aim: two are at least 1.8 times as fast as one.
@@ -32,7 +32,7 @@ def main() -> None:
     layout = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
     parser.add_argument("--size", type=int, default=320)
-    parser.add_argument("--tile", type=int, default=80)
+    parser.add_argument("--tile", type=int, default=160)
     parser.add_argument("--base", type=int, default=16)
     parser.add_argument("--depth", type=int, default=3)
     parser.add_argument("--repeat", type=int, default=2)
