@@ -104,7 +104,7 @@ def peak_of_worker(output: str, plan: SegmentPlan) -> int:
 FORWARD = [
     (UNetSpec.build(ndim=3, depth=2, base=16), (16, 160, 160)),
     (UNetSpec.build(ndim=3, depth=3, base=16, upsampling="nearest"), (48, 96, 96)),
-    (UNetSpec.build(ndim=2, depth=4, base=32), (768, 1024)),
+    (UNetSpec.build(ndim=2, depth=4, base=16), (512, 1024)),
 ]
 WORKERS = [  # network, image (c, z, y, x), its type, tile; two tiles in one block, or two blocks
     (UNetSpec.build(ndim=3, depth=2, base=16), (1, 64, 80, 90), "uint8", (64, 80, 80)),

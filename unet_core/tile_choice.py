@@ -68,7 +68,7 @@ def choose_tile(
     device: str,
     memory: int,
     rates: Rates | None = None,
-    fits: Callable[[Shape], bool] | None = None,
+    held: Callable[[Shape], int] | None = None,
 ) -> Shape:
     """The tile (z, y, x) that computes `roi` in the least time, in at most `memory` bytes.
 
@@ -76,8 +76,8 @@ def choose_tile(
     ----------
     rates
         How fast the device is; None: equally fast at all tiles.
-    fits
-        What else a tile must comply with.
+    held
+        What a worker holds in all with a tile: at most `memory`, too. None: that is no matter.
 
     Raises
     ------
@@ -85,14 +85,15 @@ def choose_tile(
         Even the smallest tile does not fit.
     """
     for option in tile_options(spec, volume, roi, dtype=dtype, device=device, memory=memory, rates=rates):
-        if fits is None or fits(option.tile):
+        if held is None or held(option.tile) <= memory:
             return option.tile
-    smallest = Footprint.of(spec).stride[3 - spec.ndim :]
-    needed = forward_bytes(spec, spec.read_shape(smallest), dtype, device)
+    smallest = Footprint.of(spec).stride
+    needed = forward_bytes(spec, spec.read_shape(smallest[3 - spec.ndim :]), dtype, device)
+    needed, what = (needed, "one tile") if held is None else (held(smallest), "all that a worker holds")
     raise InputError(
         "not even the smallest tile fits in memory",
-        expected=f"{needed:,} bytes or more for one tile",
-        found=f"{memory:,} bytes" + (" for one tile" if fits is None else " for all that a worker holds"),
+        expected=f"{needed:,} bytes for {what}",
+        found=f"{memory:,} bytes",
         fix="use a smaller network, a 16-bit --dtype, more --memory, or a larger machine",
     )
 

@@ -80,10 +80,8 @@ class Fitting:
     def choose(self, rates: Rates | None) -> Shape:
         """The fastest tile (z, y, x) that fits; InputError where none does."""
 
-        limit = self.request.memory
-
-        def fits(tile: Shape) -> bool:
-            return limit is None or self.needed(self.tiling(tile)).total <= limit
+        def held(tile: Shape) -> int:
+            return self.needed(self.tiling(tile)).total
 
         return choose_tile(
             self.spec,
@@ -93,7 +91,7 @@ class Fitting:
             device=self.device,
             memory=self.memory,
             rates=rates,
-            fits=None if limit is None else fits,
+            held=None if self.request.memory is None else held,
         )
 
     def options(self, tiling: Tiling, rates: Rates | None) -> list[TileOption]:
