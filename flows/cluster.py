@@ -194,6 +194,6 @@ def thread_environment(threads: int) -> dict[str, str]:
         # What a slab's tensors took is kept for the next slab's, in one heap whatever the thread; larger ones
         # go back to the system at once. Else the C library decides by what came before.
         "MALLOC_ARENA_MAX": "1",
-        "MALLOC_TRIM_THRESHOLD_": str(2 * REUSED),
+        "MALLOC_TRIM_THRESHOLD_": str(4 * REUSED),
         "MALLOC_MMAP_THRESHOLD_": str(REUSED),
     }

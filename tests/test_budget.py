@@ -33,7 +33,7 @@ from unet_core.volumes import Store
 
 # Of the measured peak, either way. Tensors are counted exactly; how much of the libraries a process maps
 # differs between machines.
-FORWARD_WITHIN, WORKER_WITHIN = 0.12, 0.25
+FORWARD_WITHIN, WORKER_WITHIN = 0.15, 0.25
 
 # Each case runs in a fork of one process that has loaded everything and computed nothing: a peak belongs to a
 # process and cannot be reset, and loading torch anew for each case would take longer than measuring.

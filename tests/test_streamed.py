@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import numpy as np
 import pytest
 import torch
@@ -11,12 +13,13 @@ from strategies import SEEDS, network_specs, random_network
 
 from unet_core import budget, inference
 from unet_core.architecture import UNetSpec
+from unet_core.budget.forward import _Slabs
 from unet_core.geometry import Box
 from unet_core.inference import Predictor
 from unet_core.model import UNet, channels_last
 from unet_core.normalisation import Scale
-from unet_core.prepared import prepare
-from unet_core.streamed import streamed
+from unet_core.prepared import PreparedUNet, prepare
+from unet_core.streamed import _Level, streamed
 from unet_core.tiling import Footprint, Tile
 
 ISOTROPIC = UNetSpec.build(ndim=3, depth=3, base=16)
@@ -87,6 +90,23 @@ def test_slabs_are_whole_strides_or_the_whole_input() -> None:
         assert planes % 8 == 0
         assert budget.slab_planes(ISOTROPIC, (8, *shape[1:]), "bfloat16", "cpu") == 8
         assert budget.slab_planes(ISOTROPIC, shape, "bfloat16", "cuda") == shape[0]
+
+
+@pytest.mark.parametrize("once", [True, False])
+@settings(max_examples=40)
+@given(spec=network_specs(cost=1e7), data=st.data())
+def test_what_is_kept_is_what_is_counted(once: bool, spec: UNetSpec, data: st.DataObject) -> None:
+    shape = spec.read_shape(tuple(s * data.draw(st.integers(1, 3)) for s in spec.stride))
+    planes = shape[0] if once else data.draw(st.integers(1, max(1, shape[0] - 1)))
+    made: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        empty = PreparedUNet.empty
+        patch.setattr(
+            PreparedUNet, "empty", lambda self, *of: (made.append(of[0] * prod(of[1])), empty(self, *of))[1]
+        )
+        network = prepare(UNet(spec))
+        _Level(network, 0, network.spec.levels(shape), planes, once=planes >= shape[0])
+    assert sum(made) == sum(_Slabs(spec.padded(), shape, planes).kept())
 
 
 def test_nothing_that_a_slab_does_not_need_is_alive() -> None:

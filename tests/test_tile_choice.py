@@ -70,7 +70,7 @@ def test_what_cannot_fit_is_refused(request_of: SegmentRequest) -> None:
     with pytest.raises(InputError, match="not even the smallest tile") as refused:
         plan_segmentation(SegmentRequest(**{**vars(request_of), "memory": 200 * 2**20}))
     said = int(refused.value.expected.split()[0].replace(",", ""))
-    assert said > 2 * 200 * 2**20, "the process, blocks and chunks are counted, too"
+    assert said > budget.WORKER_BASE, "the process, blocks and chunks are counted, too"
     plan_segmentation(SegmentRequest(**{**vars(request_of), "memory": said}))
     assert "all that a worker holds" in refused.value.expected
     asked = SegmentRequest(**{**vars(request_of), "memory": 340 * 2**20, "tile": (256, 256, 256)})

@@ -1,7 +1,7 @@
 """The exact overlap-tile engine: one network, one fixed tile shape, the same bits in whatever order.
 
 Source: Ronneberger 2015, "overlap-tile strategy". What makes it exact stands in DESIGN.md; here every
-tile goes through the same kernel at the same shape, with batch 1, and only its valid part is kept.
+tile goes through the same kernels at the same shapes, with batch 1, and only its valid part is kept.
 """
 
 from __future__ import annotations
@@ -98,9 +98,13 @@ class Predictor:
         """(1, channel, n, ...) in the network's type and memory format, so many planes at a time."""
         for start in range(0, data.shape[1 + self._axis], planes):
             part = data[(*[slice(None)] * (1 + self._axis), slice(start, start + planes))]
-            x = self._on_device(part) if scaled else self._scaled(part)
-            x = x if self._axis == 0 else x.squeeze(1)
-            yield x[None].to(dtype=DTYPES[self._dtype], memory_format=channels_last(self.spec.ndim))
+            yield self._ready(part, scaled)
+
+    def _ready(self, data: NDArray[Any], scaled: bool) -> Tensor:
+        # On its own, so that no version of a slab is alive beside the last while the network works.
+        x = self._on_device(data) if scaled else self._scaled(data)
+        x = x if self._axis == 0 else x.squeeze(1)
+        return x[None].to(dtype=DTYPES[self._dtype], memory_format=channels_last(self.spec.ndim))
 
     def _scaled(self, data: NDArray[Any]) -> Tensor:
         """`Scale.apply`, to the bit, by all threads or on the GPU, which gets the raw type: fewer bytes."""

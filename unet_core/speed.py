@@ -111,7 +111,7 @@ def rate_of(predictor: Predictor, tile: Shape) -> float:
 def _name(spec: UNetSpec, device: str, dtype: str) -> str:
     network = json.dumps({**spec.to_dict(), "dropout": 0}, sort_keys=True)
     digest = hashlib.sha256(network.encode()).hexdigest()[:16]
-    return f"{device_name(device)}, {dtype}, torch {torch.__version__}, network {digest}"
+    return f"{device_name(device)}, {dtype}, torch {torch.__version__}, in slabs, network {digest}"
 
 
 def _file() -> Path:

@@ -6,13 +6,14 @@
 A valid convolution needs its last kernel - 1 input planes once more, a pooling what did not divide, and a
 skip waits for the levels below: nothing else is kept, and nothing is computed twice. What is kept has its
 place from the beginning, so that only a slab's own tensors come and go. One slab of all planes is the usual
-forward pass. `unet_core.budget.forward_bytes` counts what is alive here.
+forward pass. A plane of a 2D network is a row. `unet_core.budget.forward_bytes` counts what is alive here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from math import prod
 
 from torch import Tensor, nn
@@ -124,24 +125,32 @@ class _Room:
         overlap = kernel - 1
         if not beside and (overlap == 0 or self.once):
             return _Convolution(layer, overlap, None)
-        room = self.network.empty(channels, (overlap + self.planes, *self.shape[1:]))
-        return _Convolution(layer, overlap, room)
+        most = min(overlap + self.planes, self.shape[0])
+        room = partial(self.network.empty, channels, (most, *self.shape[1:]))
+        return _Convolution(layer, overlap, room, lasting=not self.once)
 
     def after(self, kernel: Shape) -> _Room:
         return replace(self, shape=tuple(n - k + 1 for n, k in zip(self.shape, kernel)))
 
 
 class _Convolution:
-    """A convolution of planes that come one slab after the other, or all at once where there is no room."""
+    """A convolution of planes that come one slab after the other, or all at once where nothing is joined.
 
-    def __init__(self, layer: nn.Module, overlap: int, room: Tensor | None) -> None:
-        self._layer, self._overlap, self._room = layer, overlap, room
+    `room` makes the place to join them in: for all slabs, or `lasting` only while it is needed.
+    """
+
+    def __init__(
+        self, layer: nn.Module, overlap: int, room: Callable[[], Tensor] | None, *, lasting: bool = True
+    ) -> None:
+        self._layer, self._overlap = layer, overlap
+        self._make, self._lasting = room, lasting
+        self._room = room() if room is not None and lasting else None
         self._filled = 0
 
     def push(self, x: Tensor | None) -> Tensor | None:
         if x is None:
             return None
-        if self._room is None:
+        if self._make is None:
             return self._convolved(x)
         self.space(x.shape[2]).copy_(x)
         del x
@@ -149,7 +158,9 @@ class _Convolution:
 
     def space(self, planes: int) -> Tensor:
         """Where the next planes are to be put, behind those that are kept."""
-        assert self._room is not None
+        if self._room is None:
+            assert self._make is not None
+            self._room = self._make()
         self._filled += planes
         return self._room[:, :, self._filled - planes : self._filled]
 
@@ -160,6 +171,9 @@ class _Convolution:
             return None
         x = self._room[:, :, : self._filled]
         result = self._convolved(x)
+        if not self._lasting:
+            self._room = None
+            return result
         last = x[:, :, self._filled - self._overlap :]
         # A copy between where planes are few, for then the two parts share some.
         x[:, :, : self._overlap] = last.clone() if self._filled < 2 * self._overlap else last
@@ -225,6 +239,7 @@ class _Skip:
         for here, there in self._places(self._pushed, used):
             self._ring[:, :, here] = middle[:, :, there]
         self._pushed += used
+        assert self._pushed - self._popped <= self._ring.shape[2]
 
     def pop_into(self, target: Tensor) -> None:
         """The next planes, as many as `target` has."""

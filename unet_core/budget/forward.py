@@ -1,6 +1,7 @@
 """Memory of a forward pass, predicted: what `unet_core.streamed` keeps, and what comes and goes with a slab.
 
-Tests hold it to within 12 % of what a forward pass really takes: 3 % mostly, more for short streams.
+Tests hold it to within 15 % of what a forward pass really takes where freed memory goes back at once: 3 %
+mostly, 11 % too much for nearest-neighbour up-sampling. Workers keep some, which `worker` adds.
 """
 
 from __future__ import annotations
@@ -16,22 +17,24 @@ ITEM_SIZE = {"float32": 4, "auto": 4, "bfloat16": 2, "float16": 2}
 # large that what is kept of the slab before is little beside it.
 _SLAB = 24 * 2**20
 # Bytes of the largest tensor whose memory a segmenting worker keeps for the next instead of giving it back:
-# to get it anew, page by page, took a quarter of the time.
-REUSED = 64 * 2**20
+# to get it anew, page by page, took a quarter of the time. Older C libraries take no larger number.
+REUSED = 32 * 2**20
 _PAGE = 2 * 2**20  # a huge one
 
 
 def slab_planes(spec: UNetSpec, input_shape: Shape, dtype: str, device: str) -> int:
     """Planes along the first axis that are computed at a time: whole strides, so that all slabs are alike.
 
+    All at once where that would be less than two slabs: to keep things between them would cost more.
     Fixed by network, tile, type and kind of device: another number may round the last bit otherwise. On GPUs
-    all at once, since many small kernels would leave them idle.
+    all at once: slabs were not measured there.
     """
     if device == "cuda":
         return input_shape[0]
     plane = spec.padded().widths[0] * prod(input_shape[1:]) * ITEM_SIZE[dtype]
     stride = spec.stride[0]
-    return min(max(1, round(_SLAB / (plane * stride))) * stride, input_shape[0])
+    planes = max(1, round(_SLAB / (plane * stride))) * stride
+    return planes if 2 * planes <= input_shape[0] else input_shape[0]
 
 
 def forward_bytes(
@@ -73,7 +76,7 @@ class _Slabs:
         def room(channels: int, kernel: Shape, shape: Shape, planes: int) -> int:
             if self.once or kernel[0] == 1:
                 return 0
-            return channels * (kernel[0] - 1 + planes) * prod(shape[1:])
+            return channels * min(kernel[0] - 1 + planes, shape[0]) * prod(shape[1:])
 
         for level, (here, kernel, width) in enumerate(zip(self.levels, spec.kernels, spec.widths)):
             into, out = self.into[level], self.out[level]
@@ -88,7 +91,8 @@ class _Slabs:
             yield width * min(into + behind, here.expand_in[0]) * prod(here.expand_in[1:])
             if spec.upsampling == "nearest":
                 yield room(below, factors, _times(self.levels[level + 1].output, factors), out)
-            yield 2 * width * (kernel[0] - 1 + out) * prod(here.expand_in[1:])
+            if not self.once:
+                yield 2 * width * _size(here.expand_in, kernel[0] - 1 + out)
             yield room(width, kernel, _after(here.expand_in, kernel), out)
 
     def passing(self) -> Iterator[int]:
@@ -136,8 +140,10 @@ class _Slabs:
                 yield held + below + enlarged
                 enlarged = self._beside(factors, enlarged)
             yield held + below + enlarged + up
+            joined = 2 * up if self.once else 0
+            yield held + up + joined
             middle, x = width * _size(_after(here.expand_in, kernel), out), width * _size(here.output, out)
-            yield held + middle
+            yield held + joined + middle
             yield held + x + self._beside(kernel, middle)
         yield inputs[0] + x + spec.classes * _size(self.levels[0].output, self.out[0])
 

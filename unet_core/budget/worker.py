@@ -71,7 +71,7 @@ def worker_memory(
     forward = forward_bytes(spec, network, dtype, device, probabilities=probabilities)
     holes = 0 if device == "cuda" else min(REUSED, forward // 4)  # in what is kept of freed tensors
     channels = 1 + (spec.classes if probabilities else 0)
-    answer = channels * prod(tiling.tile)
+    answer = 2 * channels * prod(tiling.tile)  # a tile's, and that of the one before
     written = channels * tiles_in_block.size
     return WorkerMemory(
         base=WORKER_BASE,
