@@ -1,0 +1,30 @@
+"""What people may ask for: one strict schema behind flow parameters, command-line options and TOML files.
+
+Fields are flat and of plain types, because Prefect's deployments replace whole top-level parameters.
+Imports nothing heavy: `unet-flows --help` reads this package.
+"""
+
+from __future__ import annotations
+
+from flows.config.base import Config, Dtype, read_toml, validate
+from flows.config.cluster import ClusterConfig, read_cluster
+from flows.config.ingest import IngestConfig
+from flows.config.segment import SegmentConfig, StitchConfig
+from flows.config.train import AugmentConfig, Pair, TargetName, TrainConfig, read_training
+
+__all__ = [
+    "AugmentConfig",
+    "ClusterConfig",
+    "Config",
+    "Dtype",
+    "IngestConfig",
+    "Pair",
+    "SegmentConfig",
+    "StitchConfig",
+    "TargetName",
+    "TrainConfig",
+    "read_cluster",
+    "read_toml",
+    "read_training",
+    "validate",
+]
