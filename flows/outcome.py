@@ -52,7 +52,8 @@ class IncompleteRunError(RunError):
 class Run:
     """A run being done by the owner of its output: the stages so far, and since when.
 
-    `below_zero`: of labels that are ingested, voxels copied so far that are below 0.
+    `below_zero`: of labels that are ingested, voxels copied so far that are below 0. `need` is told how many
+    blocks of a stage are left: a cluster may adapt to it.
     """
 
     command: str
@@ -61,6 +62,7 @@ class Run:
     began: float = field(default_factory=time.monotonic)
     stages: list[StageResult] = field(default_factory=list)
     below_zero: int = 0
+    need: Callable[[int], None] = lambda blocks: None
 
     @property
     def notes(self) -> list[str]:

@@ -7,7 +7,7 @@ Imports nothing heavy: `unet-flows --help` reads this package.
 from __future__ import annotations
 
 from flows.config.base import Config, Dtype, read_toml, validate
-from flows.config.cluster import ClusterConfig, read_cluster
+from flows.config.cluster import ClusterConfig, Local, read_cluster
 from flows.config.ingest import IngestConfig
 from flows.config.segment import SegmentConfig, StitchConfig
 from flows.config.train import AugmentConfig, Pair, TargetName, TrainConfig, read_training
@@ -18,6 +18,7 @@ __all__ = [
     "Config",
     "Dtype",
     "IngestConfig",
+    "Local",
     "Pair",
     "SegmentConfig",
     "StitchConfig",
