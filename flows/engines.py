@@ -14,8 +14,6 @@ from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any, Protocol
 
-import dask
-from dask.utils import parse_timedelta
 from distributed import CancelledError, Client, KilledWorker, get_worker, wait
 
 from flows import deadline
@@ -30,6 +28,7 @@ from flows.attempt import (
     lost,
     this_worker,
 )
+from flows.cluster import cluster_patience
 from flows.wanted import wanted
 from unet_core.errors import RunError
 
@@ -275,7 +274,7 @@ class OnWorkers:
         now = time.monotonic()
         if self._count_workers() > 0:
             self._workers_seen = now
-        elif now - self._workers_seen > (patience := _patience()):
+        elif now - self._workers_seen > (patience := cluster_patience()):
             raise RunError(
                 f"no Dask worker was there for {patience / 60:.0f} minutes",
                 fix="start workers and give the same command: it does only what is missing",
@@ -316,11 +315,6 @@ def _on_worker(work: Work, indices: Sequence[int], limit: float, longest: float)
 
 def _alone_on_worker(work: Work, index: int) -> Tried:
     return Tried([(index, attempt(work, index, alone=True))], 0.0)
-
-
-def _patience() -> float:
-    """Seconds without any worker; set by `flows.cluster`, for the scheduler likewise."""
-    return float(parse_timedelta(dask.config.get("distributed.scheduler.no-workers-timeout") or "10m"))
 
 
 def _scheduler_lost() -> RunError:

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from flows.cluster.asking import ask
 from flows.cluster.local import workers_of
-from flows.cluster.opening import Workers, open_client, open_workers
+from flows.cluster.opening import Workers, cluster_patience, open_client, open_workers
 
-__all__ = ["Workers", "ask", "open_client", "open_workers", "workers_of"]
+__all__ = ["Workers", "ask", "cluster_patience", "open_client", "open_workers", "workers_of"]

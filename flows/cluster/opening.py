@@ -11,6 +11,7 @@ from importlib import import_module
 
 import dask
 import psutil
+from dask.utils import parse_timedelta
 from distributed import Client
 
 from flows import gpus
@@ -23,6 +24,7 @@ _LOOK = 0.5  # seconds between two looks for the first worker
 _SAY = 60.0  # seconds between two lines on what keeps it
 _CPU_WORKER = 4 * 2**30  # bytes that a worker of the stages after the network has for itself, about
 
+_PATIENCE = "distributed.scheduler.no-workers-timeout"
 _SETTINGS = {
     # A block is given up at the second death of its workers; `blocks` then tries it alone.
     "distributed.scheduler.allowed-failures": 1,
@@ -84,11 +86,6 @@ class Workers:
         """Connected to those that are open now; `Client.current()` is the same."""
         return self._source.client
 
-    @property
-    def patience(self) -> float:
-        """Seconds that a run waits where it has no worker."""
-        return 60 * self._config.patience
-
     def need(self, blocks: int) -> None:
         """So many blocks are left: where the cluster adapts, so many workers are enough."""
         self._source.need(_wanted(self._config, blocks))
@@ -113,9 +110,14 @@ class Workers:
         self._source.stop_now()
 
 
+def cluster_patience() -> float:
+    """Seconds that a run waits where it has no worker: as the open cluster's table says."""
+    return float(parse_timedelta(dask.config.get(_PATIENCE) or "10m"))
+
+
 @contextmanager
 def _opened(config: ClusterConfig) -> Iterator[Source]:
-    settings = {**_SETTINGS, "distributed.scheduler.no-workers-timeout": f"{config.patience * 60:.0f}s"}
+    settings = {**_SETTINGS, _PATIENCE: f"{config.patience * 60:.0f}s"}
     module, _, name = _MODULES[config.kind].partition(":")
     opener: Callable[[ClusterConfig], AbstractContextManager[Source]] = getattr(import_module(module), name)
     with dask.config.set(settings), opener(config) as source:
@@ -162,7 +164,8 @@ def _fix(config: ClusterConfig) -> str:
 def _cpu_cluster(config: ClusterConfig) -> ClusterConfig | None:
     """For the stages that need no GPU; None where the same workers do them."""
     if config.cpu is not None:
-        return config.cpu  # type: ignore[return-value]  # the validator made it of one of the kinds
+        cpu: ClusterConfig = config.cpu
+        return cpu
     if not isinstance(config, Local) or not gpus.seen()[0]:
         return None
     # One worker per GPU would leave most of the machine's cores idle.

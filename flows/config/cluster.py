@@ -10,17 +10,25 @@ class       whatever a cluster class of Dask's starts
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal, Self
+import re
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from flows.config.base import Config, Positive, read_toml, validate
 from flows.suggestions import did_you_mean
 from unet_core.errors import InputError
 
 Minutes = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-# [days-]hours:minutes:seconds, as SLURM takes it.
-Walltime = Annotated[str, Field(pattern=r"^(\d+-)?\d{1,3}:\d{2}:\d{2}$")]
+
+
+def _clock(text: str) -> str:
+    if re.fullmatch(r"(\d+-)?\d{1,3}:\d{2}:\d{2}", text) is None:
+        raise ValueError("not [days-]hours:minutes:seconds, such as 08:00:00")
+    return text
+
+
+Walltime = Annotated[str, AfterValidator(_clock)]
 
 
 class Cluster(Config):
@@ -32,19 +40,9 @@ class Cluster(Config):
     )
     environment: dict[str, str] = Field({}, description="Environment variables of the workers")
     patience: Minutes = Field(10.0, description="Minutes to wait for a worker before the run gives up")
-    cpu: Cluster | None = Field(
+    cpu: Any = Field(
         None, description="Workers for the stages after the network, which need no GPU; a table like this one"
     )
-
-    # Where its workers come and go, and can be asked for anew.
-    elastic: ClassVar[bool] = False
-
-    @field_validator("cpu", mode="before")
-    @classmethod
-    def _of_its_kind(cls, value: Any) -> Any:
-        if isinstance(value, dict) and "cpu" in value:
-            raise ValueError("[cluster.cpu] has no [cluster.cpu] of its own")
-        return value if value is None or isinstance(value, Cluster) else _table(value, where="[cluster.cpu]")
 
 
 class Local(Cluster):
@@ -67,7 +65,6 @@ class Address(Cluster):
 class _Elastic(Cluster):
     """Of kinds whose workers are started for a run."""
 
-    elastic = True
     minimum: int | None = Field(
         None,
         ge=0,
@@ -159,4 +156,8 @@ def _table(values: Any, *, where: str | None) -> ClusterConfig:
             expected=", ".join(_KINDS),
             found=f"{kind!r}{did_you_mean(kind, _KINDS)}",
         )
-    return validate(_KINDS[kind], values, where=where)
+    cpu = values.get("cpu")
+    if isinstance(cpu, dict) and "cpu" in cpu:
+        raise InputError("[cluster.cpu] has a [cluster.cpu] of its own", where=where)
+    inner = None if cpu is None else _table(cpu, where=where and f"[cluster.cpu] in {where}")
+    return validate(_KINDS[kind], {**values, "cpu": inner}, where=where)
