@@ -150,7 +150,7 @@ def owned(command: str, output: Store) -> Iterator[Run]:
     InputError
         Another run is at work on this output.
     """
-    with hold(output, on_wait=_tell) as lease:
+    with hold(output, on_wait=tell_of_wait) as lease:
         yield Run(command, output, lease)
 
 
@@ -230,7 +230,8 @@ def require_failures(output: Store, stages: Sequence[Stage]) -> None:
         )
 
 
-def _tell(holder: Holder, seconds: float) -> None:
+def tell_of_wait(holder: Holder, seconds: float) -> None:
+    """Why nothing happens for a while."""
     print(
         f"another run held this output ({holder}); watching for up to {seconds:.0f} s whether it is alive",
         file=sys.stderr,

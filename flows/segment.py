@@ -44,7 +44,23 @@ def plan(config: SegmentConfig, *, client: Client | None = None) -> Planned:
 
     `client`: workers elsewhere, which are asked what they are and how fast. Without one it is this machine.
     """
-    request = SegmentRequest(
+    request = request_of(config)
+    cluster = read_cluster(config.cluster, workers=config.workers)
+    local = isinstance(cluster, Local)
+    planned = plan_segmentation(
+        request,
+        workers=workers_of(cluster) if isinstance(cluster, Local) else None,
+        device=None if client is None else ask(client, worker.device),
+        measure=partial(_rates, client) if local or client is not None else None,
+    )
+    if config.retry_failed:
+        require_failures(Store(config.to), planned.plan.stages)
+    return planned
+
+
+def request_of(config: SegmentConfig) -> SegmentRequest:
+    """What the options say, read; InputError for those that say nothing, nothing is opened."""
+    return SegmentRequest(
         volume=config.volume,
         model=config.model,
         to=config.to,
@@ -63,17 +79,6 @@ def plan(config: SegmentConfig, *, client: Client | None = None) -> Planned:
         restart=config.restart,
         partial=config.partial,
     )
-    cluster = read_cluster(config.cluster, workers=config.workers)
-    local = isinstance(cluster, Local)
-    planned = plan_segmentation(
-        request,
-        workers=workers_of(cluster) if isinstance(cluster, Local) else None,
-        device=None if client is None else ask(client, worker.device),
-        measure=partial(_rates, client) if local or client is not None else None,
-    )
-    if config.retry_failed:
-        require_failures(Store(config.to), planned.plan.stages)
-    return planned
 
 
 def _given(config: SegmentConfig, names: Iterable[str]) -> list[str]:

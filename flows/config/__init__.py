@@ -9,14 +9,16 @@ from __future__ import annotations
 from flows.config.base import Config, Dtype, read_toml, validate
 from flows.config.cluster import ClusterConfig, Local, read_cluster
 from flows.config.ingest import IngestConfig
-from flows.config.segment import SegmentConfig, StitchConfig
+from flows.config.segment import HowToSegment, SegmentConfig, StitchConfig
 from flows.config.train import AugmentConfig, Pair, TargetName, TrainConfig, read_training
+from flows.config.watch import WatchConfig
 
 __all__ = [
     "AugmentConfig",
     "ClusterConfig",
     "Config",
     "Dtype",
+    "HowToSegment",
     "IngestConfig",
     "Local",
     "Pair",
@@ -24,6 +26,7 @@ __all__ = [
     "StitchConfig",
     "TargetName",
     "TrainConfig",
+    "WatchConfig",
     "read_cluster",
     "read_toml",
     "read_training",
