@@ -30,7 +30,6 @@ from unet_core.ledger import hold, read_status
 from unet_core.volumes import Store
 
 TILE = "8,8,8"
-Shown = list[dict[str, Any]]
 
 
 def segment_here(**parameters: Any) -> dict[str, Any]:
@@ -300,7 +299,7 @@ def test_a_volume_that_another_watch_is_at_is_claimed(work):
     assert states(call(work))["b.zarr"] == "segmented"
 
 
-def test_one_that_was_claimed_since_the_look_is_claimed(work, monkeypatch):
+def test_one_that_was_claimed_since_the_look_is_claimed(work):
     """The other watch begins between our look at the lease and our own try to take it."""
 
     def segment(**parameters: Any) -> dict[str, Any]:
