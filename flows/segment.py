@@ -14,8 +14,9 @@ from flows import tasks, worker
 from flows.cluster import ask, open_workers, workers_of
 from flows.config import Local, SegmentConfig, read_cluster, validate
 from flows.instances import PATIENCE, follow
-from flows.outcome import owned, require_failures
+from flows.outcome import IncompleteRunError, owned, require_failures
 from flows.parsing import parse_box, parse_bytes, parse_integers, parse_shape
+from flows.report.closing import report_segmentation
 from flows.signatures import takes
 from unet_core import speed
 from unet_core.architecture import UNetSpec
@@ -177,12 +178,17 @@ def _segment(**parameters: Any) -> dict[str, Any]:
                 timeout=config.block_timeout,
                 only_failed=config.retry_failed,
             )
-        document = {**run.finish(total=len(stages)), "dtype": resolved.dtype, "device": resolved.device}
+        try:
+            document = {**run.finish(total=len(stages)), "dtype": resolved.dtype, "device": resolved.device}
+        except IncompleteRunError as error:
+            report_segmentation({**error.document, "found": str(error)}, planned, resolved)
+            raise
         predicted = document["stages"][stages[0].name]
         whole = predicted["done"] == predicted["total"]  # else another run decoded, too
         document["input_decoded"] = (
             round(predicted["bytes_decoded"] / planned.bytes_once, 2) if whole else None
         )
+        report_segmentation(document, planned, resolved)
         return document
 
 

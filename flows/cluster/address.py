@@ -18,6 +18,8 @@ from flows.cluster.source import Source
 from flows.config.cluster import Address
 from unet_core.errors import InputError, RunError
 
+_PATIENCE = "30s"  # for a scheduler to answer
+
 
 @contextmanager
 def reach(config: Address) -> Iterator[Source]:
@@ -34,7 +36,7 @@ def reach(config: Address) -> Iterator[Source]:
     # It logs tracebacks of what the run reports in a sentence.
     logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
     try:
-        client = Client(config.address, timeout="30s", security=security)
+        client = Client(config.address, timeout=_PATIENCE, security=security)
     except (OSError, TimeoutError) as error:
         raise RunError(
             "no Dask scheduler answers",

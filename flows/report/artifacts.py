@@ -82,7 +82,7 @@ class TrainingArtifacts(_Artifacts):
 
     def show_curve(self, png: bytes, text: str) -> None:
         """The training curve (`records.curve_png`); `text` is one line of Markdown, such as the best."""
-        self._publisher.show("curve", lambda: (f"{text}\n\n![training curve]({_data_uri(png)})", text))
+        self._publisher.show("curve", lambda: (f"{text}\n\n![training curve]({data_uri(png)})", text))
 
     def show_metrics(self, rows: Sequence[Mapping[str, Any]], text: str) -> None:
         """One line per validation (`TrainingRow.to_dict`)."""
@@ -91,7 +91,7 @@ class TrainingArtifacts(_Artifacts):
 
     def show_pictures(self, png: bytes, text: str) -> None:
         """Validation pictures (`picture_png`)."""
-        self._publisher.show("validation", lambda: (f"{text}\n\n![validation]({_data_uri(png)})", text))
+        self._publisher.show("validation", lambda: (f"{text}\n\n![validation]({data_uri(png)})", text))
 
 
 class WatchArtifacts(_Artifacts):
@@ -104,7 +104,7 @@ class WatchArtifacts(_Artifacts):
         self._show_table("volumes", cells, text + left_out)
 
 
-def _data_uri(png: bytes) -> str:
+def data_uri(png: bytes) -> str:
     """The picture, made smaller where it is wide; a JPEG where that is smaller by much."""
     with Image.open(io.BytesIO(png)) as opened:
         picture = opened.convert("RGB")

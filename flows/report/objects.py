@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from skimage.color import hsv2rgb
 
 from flows.report.composition import Panel, compose
@@ -39,7 +40,30 @@ def write_object_picture(
     planes: Sequence[int] | None = None,
     roi: Box | None = None,
 ) -> Path:
-    """Write a PNG with one row per plane; only these planes are read.
+    """`object_picture` as a PNG file.
+
+    Raises
+    ------
+    InputError
+        As `object_picture`; or a path that cannot be written.
+    """
+    picture = object_picture(image=image, labels=labels, truth=truth, planes=planes, roi=roi)
+    try:
+        picture.save(path, format="PNG", optimize=True)
+    except OSError as error:
+        raise InputError("the picture cannot be written", where=path, found=error.strerror) from None
+    return Path(path)
+
+
+def object_picture(
+    *,
+    image: Volume,
+    labels: Volume,
+    truth: Volume | None = None,
+    planes: Sequence[int] | None = None,
+    roi: Box | None = None,
+) -> Image.Image:
+    """One row per plane; only these planes are read.
 
     Parameters
     ----------
@@ -51,8 +75,7 @@ def write_object_picture(
     Raises
     ------
     InputError
-        Shapes that differ, labels that are not integers, a plane or ROI outside the volume, or a path that
-        cannot be written.
+        Shapes that differ, labels that are not integers, or a plane or ROI outside the volume.
     """
     require_inside(roi, image, what="the ROI")
     shown = [("truth", truth), ("objects", labels)] if truth is not None else [("objects", labels)]
@@ -73,11 +96,7 @@ def write_object_picture(
         f"a colour for each object, an outline where it meets another{same if truth is not None else ''}",
         f"y {cut.lower[1]}:{cut.upper[1]}, x {cut.lower[2]}:{cut.upper[2]}",
     ]
-    try:
-        compose(rows, [], notes=notes).save(path, format="PNG", optimize=True)
-    except OSError as error:
-        raise InputError("the picture cannot be written", where=path, found=error.strerror) from None
-    return Path(path)
+    return compose(rows, [], notes=notes)
 
 
 def named_alike(truth: NDArray[Any], objects: NDArray[Any]) -> NDArray[np.uint64]:

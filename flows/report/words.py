@@ -29,6 +29,11 @@ def size(n: float) -> str:
     return _scaled(n, ("B", "kB", "MB", "GB", "TB", "PB"))
 
 
+def sides(shape: Sequence[int]) -> str:
+    """Such as 64×64×64."""
+    return "×".join(map(str, shape))
+
+
 def _scaled(n: float, units: Sequence[str]) -> str:
     *smaller, largest = units
     for unit in smaller:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from flows.report.words import counted, duration, flop, size
-from flows.summary.rows import print_rows, sides
+from flows.report.words import counted, duration, flop, sides, size
+from flows.summary.rows import print_rows
 from unet_core.devices import device_kind
 from unet_core.geometry import Box
 from unet_core.instances import InstancePlan, basins_at_most, disk_bytes, merge_bytes, scratch_bytes

@@ -5,8 +5,6 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from unet_core.geometry import Shape
-
 
 def print_rows(title: str, rows: list[tuple[str, str]]) -> None:
     """On stdout."""
@@ -16,8 +14,3 @@ def print_rows(title: str, rows: list[tuple[str, str]]) -> None:
     for name, value in rows:
         table.add_row(name, value)
     Console().print(table)
-
-
-def sides(shape: Shape | list[int]) -> str:
-    """Such as 64×64×64."""
-    return "×".join(map(str, shape))
