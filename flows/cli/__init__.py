@@ -20,6 +20,7 @@ from flows.cli import making  # noqa: F401
 from flows.cli import looking  # noqa: F401
 from flows.cli import asking  # noqa: F401
 from flows.cli import exchanging  # noqa: F401
+from flows.cli import deploying  # noqa: F401
 # ruff: isort: on
 
 __all__ = ["app", "main", "run"]
