@@ -101,9 +101,7 @@ class SegmentConfig(Config):
         None, ge=1, description="Worker processes on this machine; the default is one with all cores"
     )
     cluster: str | None = Field(None, description="TOML file that says where Dask workers come from")
-    restart: bool = Field(
-        False, description="Take away what an earlier run wrote there, and begin anew (asks first)"
-    )
+    restart: bool = Field(False, description="Take away what an earlier run wrote there, and begin anew")
     retry_failed: bool = Field(False, description="Do those blocks alone that are in quarantine")
     partial: bool = Field(False, description="Take an input volume that is not complete, too")
     block_timeout: float | None = Field(
@@ -129,7 +127,5 @@ class StitchConfig(Config):
         None, ge=1, description="Worker processes on this machine; the default is one with all cores"
     )
     cluster: str | None = Field(None, description="TOML file that says where Dask workers come from")
-    restart: bool = Field(
-        False, description="Take away what an earlier run wrote there, and begin anew (asks first)"
-    )
+    restart: bool = Field(False, description="Take away what an earlier run wrote there, and begin anew")
     retry_failed: bool = Field(False, description="Do those blocks alone that are in quarantine")

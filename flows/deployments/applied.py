@@ -45,7 +45,13 @@ class Wanted:
 
 
 def wanted(
-    client: SyncPrefectClient, entry: Deployment, place: Place, *, assigned: dict[str, str], resume: bool
+    client: SyncPrefectClient,
+    entry: Deployment,
+    place: Place,
+    *,
+    pull: list[dict[str, Any]],
+    assigned: dict[str, str],
+    resume: bool,
 ) -> Wanted:
     """What this entry of the file asks for, on this server; nothing is changed.
 
@@ -93,7 +99,7 @@ def wanted(
             "parameters": parameters,
             "parameter_openapi_schema": schema,
             "enforce_parameter_schema": True,
-            "pull_steps": [],
+            "pull_steps": pull,
         },
         schedules=schedules_of(entry.schedules, there.schedules if there else [], resume=resume),
         missing=lacking,

@@ -61,7 +61,8 @@ class Definitions(Config):
 
     prefect_version: str | None = Field(None, alias="prefect-version")
     name: str | None = None
-    pull: list[Any] = Field([], max_length=0)
+    # Without any step, Prefect's containers copy their whole working folder before each run.
+    pull: list[dict[str, Any]] = Field(min_length=1)
     definitions: dict[str, Any] = Field({}, description="Values that others refer to by their YAML anchors")
     deployments: list[Deployment] = Field(min_length=1)
 

@@ -57,8 +57,15 @@ def install(request: Request) -> dict[str, Any]:
         automations = [parsed(text, where=path) for path, text in files.items()]
         places = {d.name: _place(d, request) for d in definitions.deployments}
         wishes = [
-            wanted(client, d, places[d.name], assigned=values[d.name], resume=d.name in request.resume)
-            for d in definitions.deployments
+            wanted(
+                client,
+                entry,
+                places[entry.name],
+                pull=definitions.pull,
+                assigned=values[entry.name],
+                resume=entry.name in request.resume,
+            )
+            for entry in definitions.deployments
         ]
         pools = sorted({place.pool for place in places.values()})
         changes = [ensure_pool(client, pool, request.kind, template) for pool in pools]
