@@ -69,8 +69,10 @@ def _require(url: str) -> None:
     from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
     try:
-        with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
-            client = get_client({"timeout": _PATIENCE}, sync_client=True)
+        with (
+            temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}),
+            get_client({"timeout": _PATIENCE}, sync_client=True) as client,
+        ):
             version = client.api_version()
     except PrefectHTTPStatusError as error:
         status = error.response.status_code
