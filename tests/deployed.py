@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -10,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,9 @@ import yaml
 import zarr
 from killing import wait_until
 from pipeline import save_random_model
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
+from prefect.client.schemas.objects import FlowRun, StateType
 
 from unet_core.architecture import UNetSpec
 
@@ -39,7 +44,7 @@ def make_inputs(root: Path) -> dict[str, str]:
     with h5py.File(Path(__file__).parent / "data" / "fib25" / "fib25_crop.h5") as file:
         image = file["raw"][:PLANES]
     zarr.create_array(root / "fib25.zarr", data=image, chunks=(1, 96, 96), dimension_names=list("zyx"))
-    save_random_model(root / "model", UNetSpec.build(ndim=2, depth=2, base=32, classes=3), seed=1)
+    save_random_model(root / "model", UNetSpec.build(ndim=2, depth=2, base=24, classes=3), seed=1)
     return {"volume": str(root / "fib25.zarr"), "model": str(root / "model"), "tile": "1,96,96"}
 
 
@@ -64,6 +69,18 @@ def prefect(environment: dict[str, str], *arguments: str) -> str:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def on_real_data(root: Path, to: Path, cron: str) -> str:
+    """A prefect.yaml with a cron of `segment` on what `make_inputs` makes; `arrived` uses the same model."""
+    given = make_inputs(root)
+
+    def change(deployments: dict[str, dict[str, Any]]) -> None:
+        deployments["segment"]["parameters"] = {**given, "to": str(to)}
+        deployments["segment"]["schedules"] = [{"slug": "nightly", "cron": cron, "active": False}]
+        deployments["arrived"]["parameters"] = {"model": given["model"], "tile": given["tile"]}
+
+    return edited(root / "deploy", change)
 
 
 @dataclass
@@ -119,3 +136,30 @@ def _is_zombie(process: psutil.Process) -> bool:
     with suppress(psutil.NoSuchProcess):
         return bool(process.status() == psutil.STATUS_ZOMBIE)
     return True
+
+
+def emit_arrival(environment: dict[str, str], volume: str, to: str) -> None:
+    """As the comment in deploy/prefect.yaml has it."""
+    name, payload = "unet-flows.volume", json.dumps({"volume": volume, "to": to})
+    prefect(
+        environment, "event", "emit", f"{name}.arrived", "--resource-id", f"{name}.new", "--payload", payload
+    )
+
+
+def runs_of(client: SyncPrefectClient, deployment: str, kind: StateType) -> list[FlowRun]:
+    """Those in a state of this kind; of scheduled ones, those whose time has come."""
+    identity = client.read_deployment_by_name(deployment).id
+    found = client.read_flow_runs(deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[identity])))
+    now = datetime.now(UTC)
+    return [
+        run
+        for run in found
+        if run.state_type == kind and (kind != StateType.SCHEDULED or run.next_scheduled_start_time < now)
+    ]
+
+
+def switch(client: SyncPrefectClient, deployment: str, *, active: bool) -> None:
+    """A schedule on or off; Prefect takes back what it had planned for later."""
+    there = client.read_deployment_by_name(deployment)
+    for schedule in there.schedules:
+        client.update_deployment_schedule(there.id, schedule.id, active=active)
