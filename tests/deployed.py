@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -156,6 +157,16 @@ def runs_of(client: SyncPrefectClient, deployment: str, kind: StateType) -> list
         for run in found
         if run.state_type == kind and (kind != StateType.SCHEDULED or run.next_scheduled_start_time < now)
     ]
+
+
+def eventually(condition: Callable[[], Any], what: str) -> None:
+    """Ask a server now and then: asked all the time, it would do nothing else on two cores."""
+
+    def asked() -> Any:
+        time.sleep(0.5)
+        return condition()
+
+    wait_until(asked, what)
 
 
 def switch(client: SyncPrefectClient, deployment: str, *, active: bool) -> None:
