@@ -84,10 +84,14 @@ class Work:
 
 @dataclass(frozen=True)
 class Tried:
-    """What came of a batch: an outcome for each block that was tried, and the seconds all of them took."""
+    """What came of a batch: an outcome for each block that was tried, and the seconds all of them took.
+
+    `leaving` is the worker's address where its time is up.
+    """
 
     outcomes: list[tuple[int, Outcome]]
     seconds: float
+    leaving: str | None = None
 
 
 def _always() -> bool:

@@ -277,9 +277,9 @@ def probe_prefect() -> str:
 def probe_dask() -> str:
     """In a subprocess: a cluster of one worker process on loopback, as flows start it."""
     from flows.cluster import open_client
-    from flows.config import ClusterConfig, validate
+    from flows.config import Local
 
-    with open_client(validate(ClusterConfig, {"workers": 1})) as client:
+    with open_client(Local(workers=1)) as client:
         worker = client.submit(os.getpid).result(timeout=60)
         if worker == os.getpid():
             raise RuntimeError("the worker is not a process of its own")

@@ -10,16 +10,28 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import count
 from typing import Any, Protocol
 
-from distributed import CancelledError, Client, KilledWorker, wait
+from distributed import CancelledError, Client, KilledWorker, get_worker, wait
 
-from flows.attempt import Outcome, Tried, Work, attempt, attempt_each, attempt_many, lost, this_worker
+from flows import deadline
+from flows.attempt import (
+    Failed,
+    Outcome,
+    Tried,
+    Work,
+    attempt,
+    attempt_each,
+    attempt_many,
+    lost,
+    this_worker,
+)
+from flows.cluster import cluster_patience
 from flows.wanted import wanted
 from unet_core.errors import RunError
 
-NO_WORKERS_PATIENCE = 600.0  # seconds
 _LOOK_EVERY = 5.0  # seconds between two looks at a cluster that gives no outcome
 _COUNT_EVERY = 1.0  # seconds between two questions to the scheduler for its workers
 
@@ -146,6 +158,8 @@ class OnWorkers:
         self._finished: deque[Any] = deque()
         self._workers_seen = time.monotonic()
         self._counted: tuple[float, int] | None = None
+        self._longest = 0.0
+        self._leaving: set[str] = set()
 
     @property
     def workers(self) -> int:
@@ -166,7 +180,7 @@ class OnWorkers:
         return bool(self._futures)
 
     def submit(self, indices: Sequence[int], *, limit: float) -> None:
-        self._submit(_on_worker, indices, self._work, indices, limit)
+        self._submit(_on_worker, indices, self._work, indices, limit, self._longest)
 
     def submit_alone(self, index: int) -> None:
         self._submit(_alone_on_worker, [index], self._work, index)
@@ -193,7 +207,7 @@ class OnWorkers:
             future = self._finished.popleft()
             indices = self._futures.pop(future)
             try:
-                answer = _answer_of(future, indices)
+                answer = self._answer_of(future, indices)
             except (OSError, CancelledError):
                 # The worker died after it had finished, with the result; or the scheduler did, as the next
                 # question to it will show.
@@ -214,6 +228,28 @@ class OnWorkers:
         if self._futures and self._client.status == "running":
             self._client.cancel(list(self._futures), force=True)
         self._futures.clear()
+
+    def _answer_of(self, future: Any, indices: Sequence[int]) -> Answer:
+        """What a future that is through says of its blocks."""
+        if future.status == "finished":
+            tried: Tried = future.result()
+            if blocks := len(tried.outcomes):
+                self._longest = max(self._longest, tried.seconds / blocks)
+            if tried.leaving is not None:
+                self._let_go(tried.leaving)
+            there = {index for index, _ in tried.outcomes}
+            untried = [index for index in indices if index not in there]
+            return Answer(tried.outcomes, untried=untried, seconds=tried.seconds)
+        if future.status == "error" and not isinstance(error := future.exception(), KilledWorker):
+            # Not the blocks' own errors, which come as outcomes: each is told what Dask says.
+            return Answer([(index, lost(f"{type(error).__name__}: {error}")) for index in indices])
+        return Answer(died=indices)
+
+    def _let_go(self, address: str) -> None:
+        """A worker whose time is up goes; whoever started it is asked for another."""
+        if address not in self._leaving:
+            self._leaving.add(address)
+            self._client.retire_workers([address])
 
     def _count_workers(self) -> int:
         with self._connected():
@@ -238,9 +274,9 @@ class OnWorkers:
         now = time.monotonic()
         if self._count_workers() > 0:
             self._workers_seen = now
-        elif now - self._workers_seen > NO_WORKERS_PATIENCE:
+        elif now - self._workers_seen > (patience := cluster_patience()):
             raise RunError(
-                "no Dask worker was there for ten minutes",
+                f"no Dask worker was there for {patience / 60:.0f} minutes",
                 fix="start workers and give the same command: it does only what is missing",
             )
 
@@ -250,26 +286,35 @@ def engine_for(client: Client | None, work: Work, name: str) -> Engine:
     return InProcess(work) if client is None else OnWorkers(client, work, name)
 
 
-def _on_worker(work: Work, indices: Sequence[int], limit: float) -> Tried:
-    """A batch as a Dask task, which ends when Dask no longer wants it."""
-    return attempt_many(work, indices, limit=limit, wanted=wanted())
+def _on_worker(work: Work, indices: Sequence[int], limit: float, longest: float) -> Tried:
+    """A batch as a Dask task, which ends when Dask no longer wants it, or where the worker's time is up.
+
+    `longest`: seconds that a block of this stage may take, as far as is known.
+    """
+    dask_wants, begun = wanted(), count()
+
+    def go_on() -> bool:
+        # A stream still computes the block before the one that it asks for.
+        ahead = 2 if work.stream is not None and next(begun) > 0 else 1
+        return dask_wants() and deadline.enough(ahead * longest)
+
+    tried = attempt_many(work, indices, limit=limit, wanted=go_on)
+    if deadline.enough(longest):
+        return tried
+    if not tried.outcomes and not deadline.ever_enough(longest):
+        refused = Failed(
+            verdict="run",
+            error=f"a block takes about {longest:.0f} s, which no worker's walltime leaves; ask for a longer "
+            "walltime, or begin another run with a smaller --block",
+            traceback="",
+            worker=this_worker(),
+        )
+        return Tried([(indices[0], refused)], 0.0)
+    return replace(tried, leaving=get_worker().address)
 
 
 def _alone_on_worker(work: Work, index: int) -> Tried:
     return Tried([(index, attempt(work, index, alone=True))], 0.0)
-
-
-def _answer_of(future: Any, indices: Sequence[int]) -> Answer:
-    """What a future that is through says of its blocks."""
-    if future.status == "finished":
-        tried: Tried = future.result()
-        there = {index for index, _ in tried.outcomes}
-        untried = [index for index in indices if index not in there]
-        return Answer(tried.outcomes, untried=untried, seconds=tried.seconds)
-    if future.status == "error" and not isinstance(error := future.exception(), KilledWorker):
-        # Not the blocks' own errors, which come as outcomes: each is told what Dask says.
-        return Answer([(index, lost(f"{type(error).__name__}: {error}")) for index in indices])
-    return Answer(died=indices)
 
 
 def _scheduler_lost() -> RunError:

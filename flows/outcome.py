@@ -52,7 +52,8 @@ class IncompleteRunError(RunError):
 class Run:
     """A run being done by the owner of its output: the stages so far, and since when.
 
-    `below_zero`: of labels that are ingested, voxels copied so far that are below 0.
+    `below_zero`: of labels that are ingested, voxels copied so far that are below 0. `need` is told how many
+    blocks of a stage are left: a cluster may adapt to it.
     """
 
     command: str
@@ -61,6 +62,7 @@ class Run:
     began: float = field(default_factory=time.monotonic)
     stages: list[StageResult] = field(default_factory=list)
     below_zero: int = 0
+    need: Callable[[int], None] = lambda blocks: None
 
     @property
     def notes(self) -> list[str]:
@@ -148,7 +150,7 @@ def owned(command: str, output: Store) -> Iterator[Run]:
     InputError
         Another run is at work on this output.
     """
-    with hold(output, on_wait=_tell) as lease:
+    with hold(output, on_wait=tell_of_wait) as lease:
         yield Run(command, output, lease)
 
 
@@ -228,7 +230,8 @@ def require_failures(output: Store, stages: Sequence[Stage]) -> None:
         )
 
 
-def _tell(holder: Holder, seconds: float) -> None:
+def tell_of_wait(holder: Holder, seconds: float) -> None:
+    """Why nothing happens for a while."""
     print(
         f"another run held this output ({holder}); watching for up to {seconds:.0f} s whether it is alive",
         file=sys.stderr,

@@ -50,6 +50,11 @@ def train(job: dict[str, Any], tell: Callable[[dict[str, Any]], None], stopped: 
     from unet_core.ledger import read_record
     from unet_core.volumes import Store
 
+    end = job.get("deadline")  # of the worker that is the first to go
+
+    def should_stop() -> bool:
+        return stopped() or (end is not None and time.time() > end)
+
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
     store = Store(job["output"])
     last = 0.0
@@ -75,7 +80,7 @@ def train(job: dict[str, Any], tell: Callable[[dict[str, Any]], None], stopped: 
                 checkpoints=training.Checkpoints(store, job["epoch"]),
                 on_progress=progress if ranks.is_first else None,
                 on_validation=partial(show_validation, store, plan),
-                should_stop=stopped,
+                should_stop=should_stop,
                 loaders=job["loaders"],
             )
     except UnetFlowsError as error:
@@ -84,7 +89,8 @@ def train(job: dict[str, Any], tell: Callable[[dict[str, Any]], None], stopped: 
     except torch.OutOfMemoryError as error:
         tell({"error": _too_little_memory(error)})
         return 1
-    tell({"done": {"stopped": trained.stopped}})
+    in_time = trained.stopped and not stopped()  # nobody asked: the worker has to go
+    tell({"done": {"stopped": trained.stopped, "in_time": in_time, "step": trained.step}})
     return 0
 
 

@@ -10,14 +10,15 @@ import queue
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
 from distributed import Client, Future
 
-from flows import gpus, rank_host
+from flows import deadline, gpus, rank_host
+from flows.cluster import cluster_patience
 from unet_core.errors import RunError, UnetFlowsError
 
 _LOOK = 0.5  # seconds between two looks at the ranks
@@ -72,10 +73,21 @@ class RankedTraining:
             A machine has more ranks than GPUs.
         """
         workers = self._arrived()
-        world = len(workers)
+        world, reached = len(workers), -1
         while True:
             try:
-                return self._attempt(workers)
+                done = self._attempt(workers)
+                if not done["in_time"]:
+                    return done
+                if done["step"] <= reached:
+                    raise RunError(
+                        "a worker's walltime is too short to train on from one checkpoint to the next",
+                        found=f"step {reached}, twice",
+                        fix="ask for a longer walltime",
+                    )
+                reached = done["step"]
+                self.on_note(f"step {reached}: the workers' walltime is nearly over; going on with others")
+                self._leave(workers)
             except RankDiedError as error:
                 if self.restarts >= self.max_restarts:
                     error.fix = "look at the workers' logs; the same command goes on from the last checkpoint"
@@ -86,6 +98,8 @@ class RankedTraining:
 
     def _attempt(self, workers: list[str]) -> dict[str, Any]:
         devices = self._devices(workers)
+        end = self._deadline(workers)
+        self.job = {**self.job, "deadline": None if end is None else end - deadline.MARGIN}
         with self._events() as events:
             ranks = _Ranks(self, workers, devices, events)
             try:
@@ -95,6 +109,19 @@ class RankedTraining:
                 raise
             finally:
                 ranks.end()
+
+    def _leave(self, workers: list[str]) -> None:
+        """Those whose time is nearly up go; whoever started them is asked for others."""
+        with suppress(OSError, KeyError, ValueError):
+            self.client.retire_workers(workers)
+
+    def _deadline(self, workers: list[str]) -> float | None:
+        """When the ranks have to be through, in seconds since the epoch; None where they have time."""
+        try:
+            ends = self.client.run(deadline.deadline, workers=workers).values()
+        except (OSError, KeyError, ValueError) as error:  # it went away since we looked
+            raise RankDiedError("a worker could not say how long it will be there", found=error) from None
+        return min((end for end in ends if end is not None), default=None)
 
     def workers(self) -> list[str]:
         """Addresses of those that are there, in a fixed order."""
@@ -128,8 +155,11 @@ class RankedTraining:
 
     def _available(self, world: int, patience: float) -> list[str]:
         """As many workers as wanted, where they come in time; else those that are there."""
-        deadline = time.monotonic() + patience
-        while len(there := self.workers()) < world and time.monotonic() < deadline:
+        began = time.monotonic()
+        while len(there := self.workers()) < world:
+            # With fewer it goes on after a while; without any it cannot.
+            if time.monotonic() - began > (patience if there else max(patience, cluster_patience())):
+                break
             time.sleep(_LOOK)
         if not there:
             raise RunError(
@@ -189,8 +219,8 @@ class _Ranks:
 
     def raise_cause(self) -> None:
         """One rank's error makes the others lose their partner: the error is what to tell."""
-        deadline = time.monotonic() + _LAST_WORDS
-        while not all(future.done() for future in self._futures) and time.monotonic() < deadline:
+        until = time.monotonic() + _LAST_WORDS
+        while not all(future.done() for future in self._futures) and time.monotonic() < until:
             time.sleep(0.1)
         for future in self._futures:
             if future.status == "finished" and "error" in future.result():
@@ -200,8 +230,8 @@ class _Ranks:
         """Cancel what still runs, and wait until every rank is gone: two must never write."""
         running = [rank for rank, future in enumerate(self._futures) if not future.done()]
         self._training.client.cancel([self._futures[rank] for rank in running], force=True)
-        deadline = time.monotonic() + rank_host.PATIENCE + 2
-        while set(running) - self._ended - self._lost(running) and time.monotonic() < deadline:
+        until = time.monotonic() + rank_host.PATIENCE + 2
+        while set(running) - self._ended - self._lost(running) and time.monotonic() < until:
             self._receive(0.2)
 
     def _submit(self, rank: int, **more: Any) -> None:
@@ -221,8 +251,8 @@ class _Ranks:
         )
 
     def _rendezvous(self) -> dict[str, Any]:
-        deadline = time.monotonic() + _MEETING
-        while time.monotonic() < deadline:
+        until = time.monotonic() + _MEETING
+        while time.monotonic() < until:
             if (place := self._look()) is not None:
                 return place
             if self._futures[0].done():

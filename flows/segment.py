@@ -11,8 +11,8 @@ from distributed import Client
 from prefect import flow
 
 from flows import tasks, worker
-from flows.cluster import ask, open_client
-from flows.config import SegmentConfig, read_cluster, validate
+from flows.cluster import ask, open_workers, workers_of
+from flows.config import Local, SegmentConfig, read_cluster, validate
 from flows.instances import PATIENCE, follow
 from flows.outcome import owned, require_failures
 from flows.parsing import parse_box, parse_bytes, parse_integers, parse_shape
@@ -44,7 +44,23 @@ def plan(config: SegmentConfig, *, client: Client | None = None) -> Planned:
 
     `client`: workers elsewhere, which are asked what they are and how fast. Without one it is this machine.
     """
-    request = SegmentRequest(
+    request = request_of(config)
+    cluster = read_cluster(config.cluster, workers=config.workers)
+    local = isinstance(cluster, Local)
+    planned = plan_segmentation(
+        request,
+        workers=workers_of(cluster) if isinstance(cluster, Local) else None,
+        device=None if client is None else ask(client, worker.device),
+        measure=partial(_rates, client) if local or client is not None else None,
+    )
+    if config.retry_failed:
+        require_failures(Store(config.to), planned.plan.stages)
+    return planned
+
+
+def request_of(config: SegmentConfig) -> SegmentRequest:
+    """What the options say, read; InputError for those that say nothing, nothing is opened."""
+    return SegmentRequest(
         volume=config.volume,
         model=config.model,
         to=config.to,
@@ -63,17 +79,6 @@ def plan(config: SegmentConfig, *, client: Client | None = None) -> Planned:
         restart=config.restart,
         partial=config.partial,
     )
-    cluster = read_cluster(config.cluster, workers=config.workers)
-    local = cluster.kind == "local"
-    planned = plan_segmentation(
-        request,
-        workers=cluster.workers if local else None,
-        device=None if client is None else ask(client, worker.device),
-        measure=partial(_rates, client) if local or client is not None else None,
-    )
-    if config.retry_failed:
-        require_failures(Store(config.to), planned.plan.stages)
-    return planned
 
 
 def _given(config: SegmentConfig, names: Iterable[str]) -> list[str]:
@@ -143,11 +148,12 @@ def _segment(**parameters: Any) -> dict[str, Any]:
     planned = plan(config)
     output = Store(config.to)
     # The cluster first: where it cannot be had, nothing is written.
-    with open_client(cluster) as client, owned("segment", output) as run:
-        remote = cluster.kind != "local"
+    with open_workers(cluster) as workers, owned("segment", output) as run:
+        run.need = workers.need
+        remote = not isinstance(cluster, Local)
         # Or another run has begun, or was cleared away, since we looked.
         if remote or planned.resumed != (read_record(output) is not None):
-            planned = plan(config, client=client if remote else None)
+            planned = plan(config, client=workers.client if remote else None)
         if config.restart:
             clear(output)
         resolved = tasks.prepare(planned)
@@ -162,6 +168,7 @@ def _segment(**parameters: Any) -> dict[str, Any]:
             only_failed=config.retry_failed,
         )
         if run.do(predict):
+            workers.for_cpu_stages()
             follow(
                 run,
                 instances=resolved.instances,

@@ -7,7 +7,7 @@ from typing import Any
 
 from prefect import flow
 
-from flows.cluster import open_client
+from flows.cluster import open_workers
 from flows.config import StitchConfig, read_cluster, validate
 from flows.instances import follow
 from flows.outcome import owned, require_failures
@@ -40,7 +40,9 @@ def _stitch(**parameters: Any) -> dict[str, Any]:
     config = validate(StitchConfig, parameters)
     planned = plan(config)
     output = Store(config.to)
-    with open_client(read_cluster(config.cluster, workers=config.workers)), owned("stitch", output) as run:
+    cluster = read_cluster(config.cluster, workers=config.workers)
+    with open_workers(cluster, cpu_stages=True) as workers, owned("stitch", output) as run:
+        run.need = workers.need
         if config.restart:
             clear(output)
         start_stitch(planned, output)

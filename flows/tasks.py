@@ -182,14 +182,20 @@ def _run_arguments(run: Run) -> tuple[Any, ...]:
 
 
 def _stage(run: Run, stage: Stage, work: Work, client: Client | None, only_failed: bool) -> StageResult:
+    run.need(stage.count)
     with stage_progress(stage.name, stage.count, prefect=True) as progress:
+
+        def show(result: StageResult) -> None:
+            run.need(result.total - result.done - result.skipped)
+            progress.update(result.done + result.skipped, _note(result))
+
         result = run_stage(
             work,
             Ledger(run.output, stage.name, stage.count, run.lease.epoch),
             lease=run.lease,
             client=client,
             only_failed=only_failed,
-            on_progress=lambda r: progress.update(r.done + r.skipped, _note(r)),
+            on_progress=show,
         )
         progress.close(result.done + result.skipped, _note(result))
     logger = get_run_logger()

@@ -10,7 +10,7 @@ from typing import Any
 from prefect import Flow, flow
 
 from flows import gpus, tasks
-from flows.cluster import open_client
+from flows.cluster import open_workers
 from flows.config import ClusterConfig, TrainConfig, read_cluster, validate
 from flows.outcome import IncompleteRunError, owned
 from flows.signatures import takes
@@ -104,7 +104,8 @@ def flow_of(planned: PlannedTraining | None = None) -> Flow[..., dict[str, Any]]
 def _do(config: TrainConfig, planned: PlannedTraining) -> dict[str, Any]:
     output = Store(config.to)
     began = time.monotonic()
-    with open_client(planned.cluster), owned("train", output) as run:
+    with open_workers(planned.cluster) as cluster, owned("train", output) as run:
+        cluster.need(config.batch)
         if (planned.record is None) == (read_record(output) is not None) and not config.restart:
             planned = prepare(config)  # another training has begun, or was cleared away, since we looked
         if config.restart:

@@ -45,11 +45,10 @@ def complete(
 ) -> SegmentPlan:
     """Whatever is missing of the segmentation of `root`/volume.zarr by `root`/model, at most so many blocks.
 
-    `options` are those of a `SegmentRequest`.
+    `options` are those of a `SegmentRequest`, also of another volume or model.
     """
-    planned = plan_segmentation(
-        SegmentRequest(volume=f"{root}/volume.zarr", model=f"{root}/model", to=to, tile=tile, **options)
-    )
+    request = {"volume": f"{root}/volume.zarr", "model": f"{root}/model", **options}
+    planned = plan_segmentation(SegmentRequest(to=to, tile=tile, **request))
     with hold(Store(to)) as lease:
         plan = planned.plan if planned.resumed else resolve(planned.plan, "volume")
         start(planned, plan)

@@ -23,7 +23,7 @@ from flows.attempt import Failed, Work, attempt_each, attempt_many
 from flows.batching import MOST, Batches
 from flows.blocks import StageResult, run_stage
 from flows.cluster import open_client
-from flows.config import ClusterConfig
+from flows.config import Local
 from unet_core.errors import LostLeaseError, UnfitWorkerError
 from unet_core.ledger import Done, Ledger, hold
 from unet_core.volumes import Store
@@ -197,7 +197,7 @@ def test_a_stream_is_closed_at_once() -> None:
 def client() -> Iterator[Client]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(Path(__file__).parent))
-        with open_client(ClusterConfig(workers=2)) as connected:
+        with open_client(Local(workers=2)) as connected:
             yield connected
 
 

@@ -20,7 +20,7 @@ from flows import blocks
 from flows.attempt import Work
 from flows.blocks import StageResult, run_stage
 from flows.cluster import open_client
-from flows.config import ClusterConfig
+from flows.config import Local
 from flows.outcome import Run
 from unet_core.errors import LostLeaseError
 from unet_core.ledger import Done, Ledger, Quarantine, hold, read_status
@@ -43,7 +43,7 @@ def workers(imports: None) -> Iterator[Callable[[int], Client]]:
         stack: list[Any] = []
 
         def make(count: int) -> Client:
-            context = open_client(ClusterConfig(workers=count))
+            context = open_client(Local(workers=count))
             stack.append(context)
             return context.__enter__()
 
@@ -57,7 +57,7 @@ def client(request: pytest.FixtureRequest, imports: None) -> Iterator[Client | N
     if request.param == "in process":
         yield None
         return
-    with open_client(ClusterConfig(workers=2)) as connected:
+    with open_client(Local(workers=2)) as connected:
         yield connected
 
 

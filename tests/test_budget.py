@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from strategies import boxes_within, network_specs, random_voxels
 
 from flows import worker
-from flows.cluster import open_client, thread_environment
-from flows.config import ClusterConfig
+from flows.cluster import open_client
+from flows.config import Local
+from flows.environment import thread_environment
 from unet_core import budget
 from unet_core.architecture import UNetSpec
 from unet_core.errors import InputError
@@ -91,7 +92,7 @@ def peak_of_worker(output: str, plan: SegmentPlan) -> int:
     """Peak bytes of a real worker process that does all blocks of a run."""
     store = Store(output)
     record = read_record(store)
-    with open_client(ClusterConfig(workers=1, threads=1)) as client, hold(store) as lease:
+    with open_client(Local(workers=1, threads=1)) as client, hold(store) as lease:
         run = (output, record.fingerprint, lease.epoch, plan.model)
         for index in range(plan.stages[0].count):
             client.submit(worker.predict, *run, index, pure=False).result()

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from strategies import network_specs
 from test_training import blobs, split
 
-from flows.cluster import thread_environment
+from flows.environment import thread_environment
 from flows.rank_host import rank_environment
 from unet_core import budget
 from unet_core.architecture import UNetSpec

@@ -14,7 +14,7 @@ from pipeline import save_random_model
 
 from flows.attempt import Work
 from flows.blocks import run_stage
-from flows.cluster import thread_environment
+from flows.environment import thread_environment
 from unet_core.architecture import UNetSpec
 from unet_core.ledger import Done, Ledger, hold
 from unet_core.volumes import Store

@@ -21,7 +21,7 @@ from test_training import QUICK, blobs, same_weights, split
 
 from flows import rank_host
 from flows.cluster import open_client
-from flows.config import ClusterConfig
+from flows.config import Local
 from flows.ranks import RankDiedError, RankedTraining
 from unet_core import training
 from unet_core.architecture import UNetSpec
@@ -35,7 +35,7 @@ PLAIN = UNetSpec.build(ndim=3, depth=1, base=4, norm="none", dropout=0.0)
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[Client]:
-    with open_client(ClusterConfig(workers=3, threads=1)) as client:
+    with open_client(Local(workers=3, threads=1)) as client:
         client.wait_for_workers(3)
         yield client
 

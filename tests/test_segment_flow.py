@@ -283,9 +283,9 @@ def test_a_failing_block_fails_the_run_by_name_and_the_rest_is_done(work: Path) 
 
 def test_workers_listen_on_loopback_only(work: Path) -> None:
     from flows.cluster import open_client
-    from flows.config import ClusterConfig
+    from flows.config import Local
 
-    with open_client(ClusterConfig(workers=1)) as client:
+    with open_client(Local(workers=1)) as client:
         pids = {psutil.Process().pid, *client.run(lambda: psutil.Process().pid).values()}
         addresses = {
             connection.laddr.ip

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pipeline import save_random_model
 
 from flows.cluster import open_client
-from flows.config import ClusterConfig
+from flows.config import Local
 from flows.inspection import clean, status, verify
 from unet_core.architecture import UNetSpec
 from unet_core.errors import InputError, StoreError
@@ -299,7 +299,7 @@ def test_stages_of_a_record_are_the_plans(output: Path) -> None:
 
 def test_workers_find_what_this_process_finds(output: Path) -> None:
     flip(shard(output))
-    with open_client(ClusterConfig(workers=1)) as client:
+    with open_client(Local(workers=1)) as client:
         assert verify(str(output), client=client) == verify(str(output))
 
 

@@ -77,6 +77,14 @@ class InputError(UnetFlowsError, ValueError):
     exit_code = 2
 
 
+class HeldError(InputError):
+    """Another run is at work on this output: nothing is wrong with what was asked, somebody else does it."""
+
+
+class NoRoomError(InputError):
+    """The disk is too small for this output: nothing is wrong with what was asked, but for the place."""
+
+
 class RunError(UnetFlowsError):
     """Work was started and is not complete: some blocks failed or are missing."""
 

@@ -17,6 +17,7 @@ from unet_core.errors import InputError, UnetFlowsError
 # They register their commands, and --help lists these in the order of registration.
 # ruff: isort: off
 from flows.cli import making  # noqa: F401
+from flows.cli import watching  # noqa: F401
 from flows.cli import looking  # noqa: F401
 from flows.cli import asking  # noqa: F401
 from flows.cli import exchanging  # noqa: F401
@@ -76,6 +77,10 @@ def _fail(error: UnetFlowsError) -> int:
         from flows.summary.runs import print_run
 
         print_run(document)
+    elif "volumes" in document:
+        from flows.summary.watching import print_watch
+
+        print_watch(document)
     print(f"error: {error}", file=sys.stderr)
     return error.exit_code
 

@@ -133,11 +133,11 @@ def verify(
     from contextlib import nullcontext
 
     from flows.cluster import open_client
-    from flows.config import ClusterConfig
+    from flows.config import Local
     from flows.inspection import verify as check
     from flows.summary.runs import print_verification
 
-    with open_client(ClusterConfig(workers=workers)) if workers else nullcontext(None) as client:
+    with open_client(Local(workers=workers)) if workers else nullcontext(None) as client:
         found = check(output, repair=repair, client=client)
     report(found.to_dict(), as_json, print_verification)
     if not found.sound:

@@ -9,15 +9,10 @@ from pydantic import Field
 from flows.config.base import Config, Count, Dtype, Positive, argument
 
 
-class SegmentConfig(Config):
-    """Parameters of `segment`. Boxes and shapes are z, y, x in voxels of `level`."""
+class HowToSegment(Config):
+    """What `segment` and `watch` have in common. Boxes and shapes are z, y, x in voxels of `level`."""
 
-    volume: str = argument("OME-Zarr image or Zarr array to segment; a local path or s3:// URL")
     model: str = Field(description="Model folder, as `train` writes it")
-    to: str = Field(description="Label volume to write, such as labels.zarr")
-    roi: str | None = Field(
-        None, description="Only this box, as z0:z1,y0:y1,x0:x1; the output keeps the volume's shape"
-    )
     level: Count = Field(0, description="Pyramid level to segment; 0 is the finest")
     channels: str | None = Field(None, description="Channels that the model sees, such as 0 or 0,2")
     timepoint: Count = Field(0, description="Time point to segment")
@@ -101,12 +96,25 @@ class SegmentConfig(Config):
         None, ge=1, description="Worker processes on this machine; the default is one with all cores"
     )
     cluster: str | None = Field(None, description="TOML file that says where Dask workers come from")
-    restart: bool = Field(False, description="Take away what an earlier run wrote there, and begin anew")
-    retry_failed: bool = Field(False, description="Do those blocks alone that are in quarantine")
-    partial: bool = Field(False, description="Take an input volume that is not complete, too")
     block_timeout: float | None = Field(
         None, gt=0, description="Seconds after which a block counts as hung; the default follows its size"
     )
+
+
+class _WhatToSegment(Config):
+    volume: str = argument("OME-Zarr image or Zarr array to segment; a local path or s3:// URL")
+    to: str = Field(description="Label volume to write, such as labels.zarr")
+    roi: str | None = Field(
+        None, description="Only this box, as z0:z1,y0:y1,x0:x1; the output keeps the volume's shape"
+    )
+
+
+class SegmentConfig(HowToSegment, _WhatToSegment):
+    """Parameters of `segment`."""
+
+    restart: bool = Field(False, description="Take away what an earlier run wrote there, and begin anew")
+    retry_failed: bool = Field(False, description="Do those blocks alone that are in quarantine")
+    partial: bool = Field(False, description="Take an input volume that is not complete, too")
 
 
 class StitchConfig(Config):

@@ -1,4 +1,5 @@
-"""What Prefect shows of a training: its curve, its metrics as a table, pictures of validations.
+"""What Prefect shows of a run: of a training its curve, its metrics as a table, pictures of validations;
+of a watch its volumes.
 
 Pictures are Markdown artifacts with the picture inside, as a data URI: both of Prefect 3.8's user interfaces
 show those. Its image artifacts want a URL that a browser can reach, which a folder is not, and print the URL
@@ -11,20 +12,22 @@ import base64
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 from uuid import UUID
 
 from PIL import Image
 
 from flows.publishing import Publisher
 
+_MOST_ROWS = 1000
+_OF_VOLUME = ("volume", "state", "reason", "seconds")
 _WIDEST = 1400  # pixels: what is shown is stored in Prefect's database
 
 Data = str | list[dict[str, Any]]
 Content = Callable[[], tuple[Data, str]]  # made in the thread: pictures are encoded anew
 
 
-class TrainingArtifacts:
+class _Artifacts:
     """Artifacts of one run, each made once and updated from then on; a context manager, used inside a run.
 
     All methods return at once: a `Publisher` talks to the server.
@@ -40,28 +43,18 @@ class TrainingArtifacts:
         self._made: dict[str, UUID] = {}
         self._publisher = Publisher(self._publish)
 
-    def __enter__(self) -> TrainingArtifacts:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def show_curve(self, png: bytes, text: str) -> None:
-        """The training curve (`records.curve_png`); `text` is one line of Markdown, such as the best."""
-        self._publisher.show("curve", lambda: (f"{text}\n\n![training curve]({_data_uri(png)})", text))
-
-    def show_metrics(self, rows: Sequence[Mapping[str, Any]], text: str) -> None:
-        """One line per validation (`TrainingRow.to_dict`)."""
-        cells = [{name: _cell(value) for name, value in row.items()} for row in rows]
-        self._publisher.show("metrics", lambda: (cells, text))
-
-    def show_pictures(self, png: bytes, text: str) -> None:
-        """Validation pictures (`picture_png`)."""
-        self._publisher.show("validation", lambda: (f"{text}\n\n![validation]({_data_uri(png)})", text))
-
     def stop(self) -> None:
         """Wait, but not for long, until the latest states are shown; harmless when done twice."""
         self._publisher.stop()
+
+    def _show_table(self, kind: str, cells: list[dict[str, Any]], text: str) -> None:
+        self._publisher.show(kind, lambda: (cells, text))
 
     def _publish(self, kind: str, content: Content) -> None:
         from prefect.artifacts import create_markdown_artifact, create_table_artifact
@@ -82,6 +75,33 @@ class TrainingArtifacts:
         else:
             made = create_table_artifact(data, key=key, description=description)
         self._made[kind] = made
+
+
+class TrainingArtifacts(_Artifacts):
+    """Of a training."""
+
+    def show_curve(self, png: bytes, text: str) -> None:
+        """The training curve (`records.curve_png`); `text` is one line of Markdown, such as the best."""
+        self._publisher.show("curve", lambda: (f"{text}\n\n![training curve]({_data_uri(png)})", text))
+
+    def show_metrics(self, rows: Sequence[Mapping[str, Any]], text: str) -> None:
+        """One line per validation (`TrainingRow.to_dict`)."""
+        cells = [{name: _cell(value) for name, value in row.items()} for row in rows]
+        self._show_table("metrics", cells, text)
+
+    def show_pictures(self, png: bytes, text: str) -> None:
+        """Validation pictures (`picture_png`)."""
+        self._publisher.show("validation", lambda: (f"{text}\n\n![validation]({_data_uri(png)})", text))
+
+
+class WatchArtifacts(_Artifacts):
+    """Of a watch."""
+
+    def show_volumes(self, volumes: Sequence[Mapping[str, Any]], text: str) -> None:
+        """One line per volume, as a watch's document has them."""
+        cells = [{name: _cell(volume[name]) for name in _OF_VOLUME} for volume in volumes[:_MOST_ROWS]]
+        left_out = f" (the first {_MOST_ROWS:,} of {len(volumes):,})" if len(volumes) > _MOST_ROWS else ""
+        self._show_table("volumes", cells, text + left_out)
 
 
 def _data_uri(png: bytes) -> str:

@@ -115,7 +115,7 @@ def main() -> None:
         case, edge, dtype = options.one.split(",")
         print(json.dumps(measure(case, int(edge), dtype, options.repeat)))
         return
-    from flows.cluster import thread_environment
+    from flows.environment import thread_environment
 
     rows = [
         of_process(

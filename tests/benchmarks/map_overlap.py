@@ -41,7 +41,7 @@ from numpy.typing import NDArray
 from predicting import build
 from side_by_side import in_turns, of_process, print_table
 
-from flows.cluster import thread_environment
+from flows.environment import thread_environment
 from unet_core.architecture import UNetSpec
 from unet_core.checkpoint import load_model
 from unet_core.geometry import Box, round_up

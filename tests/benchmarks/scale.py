@@ -25,7 +25,7 @@ from flows import batching
 from flows.attempt import Work
 from flows.blocks import SEAL_EVERY, run_stage
 from flows.cluster import open_client
-from flows.config import ClusterConfig, SegmentConfig
+from flows.config import Local, SegmentConfig
 from flows.segment import plan
 from flows.summary.plan import plan_document
 from unet_core.architecture import UNetSpec
@@ -125,7 +125,7 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, nargs="+", default=[10**3, 10**4, 10**5])
     parser.add_argument("--singly", type=int, default=10**3)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, open_client(ClusterConfig(workers=2)) as client:
+    with tempfile.TemporaryDirectory() as folder, open_client(Local(workers=2)) as client:
         measure(Path(folder), 100, client, 2)  # imports, first connections
         measured = [measure(Path(folder), options.singly, client, 1)]
         measured += [measure(Path(folder), count, client, batching.MOST) for count in options.blocks]

@@ -22,7 +22,7 @@ def peak_bytes() -> int:
 
 def as_a_worker() -> None:
     """Start this script anew with the environment that workers have: it is read when a process begins."""
-    from flows.cluster import thread_environment  # which the interpreters of others do not have
+    from flows.environment import thread_environment  # which the interpreters of others do not have
 
     environment = thread_environment(len(os.sched_getaffinity(0)))
     if any(os.environ.get(name) != value for name, value in environment.items()):

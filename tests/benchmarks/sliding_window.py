@@ -31,7 +31,7 @@ from typing import Any
 from predicting import build
 from side_by_side import in_turns, of_process, print_table
 
-from flows.cluster import thread_environment
+from flows.environment import thread_environment
 from unet_core.architecture import UNetSpec
 from unet_core.devices import fast_dtype
 

@@ -24,7 +24,7 @@ import zarr
 from scipy import ndimage
 
 from flows.cluster import open_client
-from flows.config import ClusterConfig
+from flows.config import Local
 from flows.ranks import RankedTraining
 from unet_core import training
 from unet_core.architecture import UNetSpec
@@ -101,7 +101,7 @@ def ranks_seconds(plan: training.Plan, folder: Path, ranks: int) -> float:
     ends: list[tuple[int, float]] = []
     store = Store(folder)
     record = RunRecord(training.KIND, {"ranks": ranks}, plan.to_dict())
-    config = ClusterConfig(workers=ranks, threads=1)
+    config = Local(workers=ranks, threads=1)
     with open_client(config) as client, hold(store) as lease:
         client.wait_for_workers(ranks)
         begin(store, record, arrays=False)

@@ -20,7 +20,7 @@ from side_by_side import print_table
 
 from flows import worker
 from flows.cluster import open_client
-from flows.config import ClusterConfig
+from flows.config import Local
 from unet_core.architecture import UNetSpec
 from unet_core.devices import fast_dtype
 from unet_core.ledger import hold, read_record
@@ -64,7 +64,7 @@ def timed(folder: Path, volume: str, model: str, workers: int, options: argparse
     planned = plan_segmentation(request)
     plan = resolve(planned.plan, "model")
     start(planned, plan)
-    with hold(Store(to)) as lease, open_client(ClusterConfig(workers=workers, threads=1)) as client:
+    with hold(Store(to)) as lease, open_client(Local(workers=workers, threads=1)) as client:
         run = (to, read_record(Store(to)).fingerprint, lease.epoch, model)
         blocks = range(plan.stages[0].count)
         names = list(client.scheduler_info()["workers"])

@@ -14,7 +14,7 @@ from unet_core.ledger.clearing import clear
 from unet_core.ledger.digests import digest_of, digest_of_objects, object_digest, quick_digest
 from unet_core.ledger.entries import Entries, Ledger
 from unet_core.ledger.flags import Flags
-from unet_core.ledger.lease import Holder, Lease, hold, holder, require_epoch
+from unet_core.ledger.lease import Holder, Lease, hold, holder, require_epoch, require_free
 from unet_core.ledger.quarantine import Failure, Quarantine
 from unet_core.ledger.record import (
     FOLDER,
@@ -62,6 +62,7 @@ __all__ = [
     "require_apart",
     "require_complete",
     "require_epoch",
+    "require_free",
     "require_ours",
     "require_replaceable",
     "set_status",

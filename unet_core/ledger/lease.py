@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from unet_core.errors import InputError, LostLeaseError, StoreError
+from unet_core.errors import HeldError, InputError, LostLeaseError, StoreError
 from unet_core.ledger.record import FOLDER
 from unet_core.volumes import Store
 
@@ -168,7 +168,7 @@ def hold(
 
     Raises
     ------
-    InputError
+    HeldError
         Another run lives on this output.
     """
     every = every or _seconds_between_beats()
@@ -204,9 +204,7 @@ def _acquire(
     clock: Callable[[], float],
     sleep: Callable[[float], None],
 ) -> Lease:
-    there = holder(store)
-    if there is not None and not there.released and not there.process_is_gone:
-        _outlast(store, there, on_wait, clock, sleep)
+    there = _free(store, on_wait, clock, sleep)
     epoch = (there.epoch if there else 0) + 1
     document = {"owner": _this_process(), "beat": 0, "every": every, "released": False}
     lease = Lease(store, epoch, document)
@@ -215,6 +213,30 @@ def _acquire(
         raise _refusal(store, holder(store))
     store.delete(_key(old) for old in _epochs(store) if old < epoch)
     return lease
+
+
+def require_free(store: Store, *, on_wait: Callable[[Holder, float], None] | None = None) -> None:
+    """Find out whether a run lives on this output, without owning it: as `hold` does, and as long.
+
+    Raises
+    ------
+    HeldError
+        One does.
+    """
+    _free(store, on_wait, time.monotonic, time.sleep)
+
+
+def _free(
+    store: Store,
+    on_wait: Callable[[Holder, float], None] | None,
+    clock: Callable[[], float],
+    sleep: Callable[[float], None],
+) -> Holder | None:
+    """Who owned this output last, and lives no more."""
+    there = holder(store)
+    if there is not None and not there.released and not there.process_is_gone:
+        _outlast(store, there, on_wait, clock, sleep)
+    return there
 
 
 def _outlast(
@@ -238,8 +260,8 @@ def _outlast(
             raise _refusal(store, now)
 
 
-def _refusal(store: Store, now: Holder | None) -> InputError:
-    return InputError(
+def _refusal(store: Store, now: Holder | None) -> HeldError:
+    return HeldError(
         "another run is at work on this output",
         where=store.url,
         found=now,

@@ -7,6 +7,7 @@ read raises is the data's, if one of its chunks raises again when it is read alo
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Iterator, Sequence
 from itertools import product
@@ -203,6 +204,37 @@ def _key(array: zarr.Array[Any], chunk: Extent) -> str:
 
 def _object_shape(array: zarr.Array[Any]) -> Shape:
     return tuple(array.shards or array.chunks)
+
+
+def outer_keys(array: zarr.Array[Any], axes: str) -> Iterator[str]:
+    """Keys, below the array's own, of the objects that hold the last plane along z, then the first one's.
+
+    Of all channels and time points, backwards; of an array without z those of all objects.
+    """
+    counts = _object_counts(array)
+    z = axes.find("z")
+    for plane in dict.fromkeys((counts[z] - 1, 0)) if z >= 0 else (0,):
+        spans = [range(count - 1, -1, -1) for count in counts]
+        if z >= 0:
+            spans[z] = range(plane, plane + 1)
+        for index in product(*spans):
+            yield array.metadata.encode_chunk_key(index)
+
+
+def some_keys(array: zarr.Array[Any], most: int) -> Iterator[str]:
+    """Keys, below the array's own, of at most so many objects from all over it: always the same ones."""
+    counts = _object_counts(array)
+    total = prod(counts)
+    for number in random.Random(0).sample(range(total), min(most, total)):
+        index = []
+        for count in reversed(counts):
+            number, at = divmod(number, count)
+            index.append(at)
+        yield array.metadata.encode_chunk_key(tuple(reversed(index)))
+
+
+def _object_counts(array: zarr.Array[Any]) -> Shape:
+    return tuple(-(-n // c) for n, c in zip(array.shape, _object_shape(array)))
 
 
 def _text(axes: Sequence[str], extent: Extent) -> str:

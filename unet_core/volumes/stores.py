@@ -24,7 +24,7 @@ import obstore
 from obstore.exceptions import BaseError
 from obstore.store import LocalStore, from_url
 
-from unet_core.errors import InputError
+from unet_core.errors import InputError, NoRoomError
 from unet_core.paths import absolute
 from unet_core.volumes.faults import (
     before_work,
@@ -37,6 +37,7 @@ from unet_core.volumes.faults import (
     reached,
     scrub,
 )
+from unet_core.volumes.listing import Facts, Listing, list_local, list_remote, local_facts, remote_facts
 from unet_core.volumes.ranges import RangeFile
 from unet_core.volumes.zarr_store import CheckedStore
 
@@ -248,6 +249,49 @@ class Store:
                 pause = next_pause(error, f"{self.url}/{prefix}", waits)
             time.sleep(pause)
 
+    def listing(self, folder: str = "") -> Listing:
+        """What lies directly in a folder: never what lies below it, however much that is."""
+        if not self.remote:
+            with reached(f"{self.url}/{folder}"):
+                return list_local(self.child(folder).path)
+        return self._persist(folder, lambda: list_remote(self._store, folder))
+
+    def facts(self, key: str) -> Facts | None:
+        """Size and age of an object; None where there is none."""
+        if not self.remote:
+            with reached(f"{self.url}/{key}"):
+                return local_facts(self.path / key)
+
+        def attempt() -> Facts | None:
+            try:
+                return remote_facts(self._store, key)
+            except (BaseError, OSError) as error:
+                if is_missing(error):
+                    return None
+                raise
+
+        return self._persist(key, attempt)
+
+    def clock(self) -> float:
+        """Seconds since 1970 by the clock that dates what is written here; puts an object and deletes it.
+
+        Raises
+        ------
+        InputError
+            What `check_writable` raises.
+        """
+        self.check_writable(0)
+        if not self.remote:
+            with before_work(), reached(self.url):
+                existing = next(p for p in (self.path, *self.path.parents) if p.exists())
+                with tempfile.TemporaryFile(dir=existing) as probe:
+                    return os.fstat(probe.fileno()).st_mtime
+        with before_work():
+            self.write(_PROBE, b"")
+            facts = self.facts(_PROBE)
+            self.delete([_PROBE])
+        return time.time() if facts is None else facts.modified  # another call took the probe away
+
     def delete(self, keys: Iterable[str]) -> None:
         """Delete objects, as their keys come; those that are not there are passed over."""
         keys = iter(keys)
@@ -321,7 +365,7 @@ class Store:
             ) from None
         free = shutil.disk_usage(existing).free
         if needed > free:
-            raise InputError(
+            raise NoRoomError(
                 "the disk is too small for this output",
                 where=existing,
                 expected=f"at most {needed:,} bytes needed, by the plan's estimate",
