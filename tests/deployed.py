@@ -113,6 +113,8 @@ def worker(environment: dict[str, str], folder: Path, *, pool: str = "unet-flows
             stdout=log,
             stderr=log,
             start_new_session=True,
+            # On SIGTERM it sends itself SIGINT, which a shell's background jobs are born without.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
     running = Worker(process)
     try:

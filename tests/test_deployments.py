@@ -36,13 +36,21 @@ from prefect.utilities.callables import parameter_schema
 
 from flows import cli
 from flows.deployments import Request, install
-from flows.deployments.definitions import Definitions, read_automations, read_definitions, read_pool_template
+from flows.deployments.definitions import (
+    Definitions,
+    Schedule,
+    read_automations,
+    read_definitions,
+    read_pool_template,
+)
 from flows.deployments.pools import ensure_pool
+from flows.deployments.schedules import schedules_of
 from flows.inspection import status, verify
-from unet_core.errors import InputError
+from unet_core.errors import InputError, RunError
 from unet_core.ledger import read_status
 from unet_core.volumes import Store
 
+pytestmark = pytest.mark.timeout(600)
 FILE = str(DEPLOY / "prefect.yaml")
 CRON = "* * * * * */2"  # seconds, after the fields that all know
 
@@ -87,6 +95,7 @@ def test_work_pools_are_templates_of_what_they_use() -> None:
         ({"server": "http://me:secret@127.0.0.1:4200"}, "a password in --server would be kept in logs"),
         ({"file": "nothing.yaml"}, "this file cannot be read"),
         ({"image": "unet-flows:1"}, "kind process has no image"),
+        ({"pool": "not/a name"}, "--pool"),
         ({"values": ("watch.to",)}, "--set is not understood"),
         ({"values": ("wacth.to=/labels",)}, "did you mean watch?"),
         ({"resume": ("nobody",)}, "--resume names no deployment"),
@@ -117,6 +126,12 @@ def test_a_file_that_is_not_ours_is_refused(tmp_path: Path, text: str, said: str
     with pytest.raises(InputError) as refused:
         read_definitions(str(path))
     assert said in str(refused.value)
+
+
+@pytest.mark.parametrize("values", [{"cron": "at night"}, {"cron": "0 1 * * *", "timezone": "Narnia"}])
+def test_a_schedule_that_is_none_is_refused(values: dict[str, str]) -> None:
+    with pytest.raises(InputError, match="this schedule is not valid"):
+        schedules_of([Schedule(slug="nightly", **values)], [], resume=False)
 
 
 def test_a_server_that_is_not_there_is_an_error_of_a_sentence(
@@ -226,6 +241,18 @@ def test_bad_input_changes_nothing_on_the_server(
         deploy(server, **options)
     assert said in str(refused.value)
     assert set(deploy(server).values()) == {"unchanged"}
+
+
+def test_what_the_server_refuses_is_said(server: dict[str, str], client: SyncPrefectClient) -> None:
+    """Somebody has made a pool that takes something else."""
+    template = read_pool_template(DEPLOY / "work-pools", "process")
+    template["variables"]["properties"]["env"] = {"type": "string"}
+    ensure_pool(client, "strict", "process", template)
+    with pytest.raises(RunError) as refused:
+        deploy(server, pool="strict")
+    assert "Prefect's server refuses this" in str(refused.value)
+    assert "/api/deployments/" in str(refused.value.where)
+    assert "PREFECT_FLOWS_HEARTBEAT_FREQUENCY" in str(refused.value.found)
 
 
 def test_pools_of_containers(server: dict[str, str], client: SyncPrefectClient) -> None:

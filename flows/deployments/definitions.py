@@ -36,7 +36,7 @@ class Concurrency(Config):
 class Pool(Config):
     """Where runs are done."""
 
-    name: str
+    name: str = Field(pattern=r"^[^/%&><]+$")
     job_variables: dict[str, Any] = Field({}, description="Over those of the pool")
 
 

@@ -6,10 +6,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from flows.config import validate
 from flows.deployments.applied import Place, apply, wanted
 from flows.deployments.automations import ensure_automation, parsed, triggered
 from flows.deployments.definitions import (
     Deployment,
+    Pool,
     PoolKind,
     read_automations,
     read_definitions,
@@ -46,6 +48,8 @@ def install(request: Request) -> dict[str, Any]:
         raise InputError(
             "a work pool of kind process has no image", fix="--pool-type docker or kubernetes beside --image"
         )
+    if request.pool is not None:
+        validate(Pool, {"name": request.pool}, where="--pool")
     definitions = read_definitions(request.file)
     folder = Path(request.file).expanduser().absolute().parent
     template = read_pool_template(folder / "work-pools", request.kind)

@@ -9,12 +9,13 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from unet_core.errors import InputError
+from unet_core.errors import InputError, RunError
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
 
 _PATIENCE = 5.0  # seconds that a server may take to say that it is there
+_SHOWN = 1000  # characters of what it says
 _PROBLEM = "Prefect's server cannot be reached"
 
 
@@ -51,6 +52,8 @@ def connected(server: str | None) -> Iterator[SyncPrefectClient]:
     ------
     InputError
         There is none, it does not answer, or what answers is no such server.
+    RunError
+        It refuses what it is asked later, or goes away meanwhile.
     """
     from prefect.client.orchestration import get_client
     from prefect.settings import PREFECT_API_URL, temporary_settings
@@ -58,8 +61,22 @@ def connected(server: str | None) -> Iterator[SyncPrefectClient]:
     url = api_url(server or PREFECT_API_URL.value() or _nobody())
     with temporary_settings({PREFECT_API_URL: url}):
         _require(url)
-        with get_client(sync_client=True) as client:
-            yield client
+        try:
+            with get_client(sync_client=True) as client:
+                yield client
+        except httpx.HTTPStatusError as error:
+            raise RunError(
+                "Prefect's server refuses this",
+                where=f"{error.request.method} {error.request.url}",
+                found=error.response.text[:_SHOWN],
+            ) from None
+        except httpx.HTTPError as error:
+            raise RunError(
+                "Prefect's server went away",
+                where=url,
+                found=str(error) or type(error).__name__,
+                fix="the same command does what is missing",
+            ) from None
 
 
 def _require(url: str) -> None:
