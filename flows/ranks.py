@@ -78,7 +78,7 @@ class RankedTraining:
             try:
                 done = self._attempt(workers)
                 if not done["in_time"]:
-                    return done
+                    return {"stopped": done["stopped"]}
                 if done["step"] <= reached:
                     raise RunError(
                         "a worker's walltime is too short to train on from one checkpoint to the next",

@@ -10,17 +10,20 @@ import os
 import sys
 import time
 
-from flows import deadline
+from flows import deadline, gpus
+from flows.config.cluster import seconds_of
 from flows.environment import thread_environment
 
 _LEAVES = 5.0  # seconds before the deadline
 
 
-def main(arguments: list[str]) -> None:
-    """Become that worker; does not return."""
+def main(arguments: list[str], *, gpu: str | None = None) -> None:
+    """Become that worker, which sees the one GPU that is named; does not return."""
     given, options = _parted(arguments)
     threads = given.get("--nthreads") or os.environ.get("SLURM_CPUS_PER_TASK")
     environment = {**thread_environment(int(threads or os.cpu_count() or 1)), **os.environ}
+    if gpu is not None:
+        environment[gpus.VARIABLE] = gpu
     end = environment.get(deadline.VARIABLE) or environment.get("SLURM_JOB_END_TIME")
     if end is None and (walltime := given.get("--walltime")):
         end = str(time.time() + seconds_of(walltime))
@@ -30,13 +33,6 @@ def main(arguments: list[str]) -> None:
     module = ["-m", "distributed.cli.dask_worker"]
     fixed = ["--nthreads=1", "--memory-limit=0", "--dashboard-address=127.0.0.1:0"]  # it has no password
     os.execve(sys.executable, [sys.executable, *module, *options, *fixed], environment)
-
-
-def seconds_of(walltime: str) -> float:
-    """Of [days-]hours:minutes:seconds."""
-    days, _, clock = walltime.rpartition("-")
-    hours, minutes, seconds = map(int, clock.split(":"))
-    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
 def _parted(arguments: list[str]) -> tuple[dict[str, str], list[str]]:

@@ -6,8 +6,11 @@ import inspect
 import json
 import sys
 from collections.abc import Callable
+from functools import reduce
+from operator import or_
 from pathlib import Path
-from typing import Annotated, Any
+from types import UnionType
+from typing import Annotated, Any, get_args, get_origin
 
 import typer
 from pydantic.fields import FieldInfo
@@ -46,7 +49,7 @@ def options_of(
         else:
             flag = str(hints.get("option", f"--{name.replace('_', '-')}"))
             mark = typer.Option(flag, help=field.description)
-        kind: Any = field.annotation
+        kind = _typed(field.annotation)
         default = inspect.Parameter.empty if field.is_required() else field.default
         if over_file:
             kind, default = kind | None, None
@@ -67,6 +70,12 @@ def options_of(
         return function
 
     return decorate
+
+
+def _typed(annotation: Any) -> Any:
+    """What can be typed of what a field takes: not the tables of a file."""
+    kinds = get_args(annotation) if get_origin(annotation) is UnionType else ()
+    return reduce(or_, (k for k in kinds if get_origin(k) is not dict)) if kinds else annotation
 
 
 def require_there(problem: str, *paths: str | None, fix: str = "check the path") -> None:

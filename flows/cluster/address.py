@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from distributed import Client
+from distributed.security import Security
 
 from flows.cluster.certificates import security_of
 from flows.cluster.source import Source
@@ -25,9 +26,33 @@ def reach(config: Address) -> Iterator[Source]:
     Raises
     ------
     InputError
-        It is not on this machine, and would be talked to without TLS.
+        See `security_at`.
     RunError
         No scheduler answers.
+    """
+    security = security_at(config)
+    # It logs tracebacks of what the run reports in a sentence.
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
+    try:
+        client = Client(config.address, timeout="30s", security=security)
+    except (OSError, TimeoutError) as error:
+        raise RunError(
+            "no Dask scheduler answers",
+            where=config.address,
+            found=error,
+            fix="start one, or check the address",
+        ) from None
+    with client:
+        yield Source(client, config.address)
+
+
+def security_at(config: Address) -> Security | None:
+    """With what a scheduler is talked to; None: without TLS.
+
+    Raises
+    ------
+    InputError
+        It is not on this machine, and would be talked to without TLS; or there are no certificates.
     """
     encrypted = config.address.startswith(("tls://", "wss://"))
     if not (encrypted or config.insecure or on_loopback(config.address)):
@@ -44,20 +69,7 @@ def reach(config: Address) -> Iterator[Source]:
             where=config.address,
             expected='tls = "FOLDER", with the certificates that it was started with',
         )
-    security = None if config.tls is None else security_of(Path(config.tls).expanduser())
-    # It logs tracebacks of what the run reports in a sentence.
-    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
-    try:
-        client = Client(config.address, timeout="30s", security=security)
-    except (OSError, TimeoutError) as error:
-        raise RunError(
-            "no Dask scheduler answers",
-            where=config.address,
-            found=error,
-            fix="start one, or check the address",
-        ) from None
-    with client:
-        yield Source(client, config.address)
+    return None if config.tls is None else security_of(Path(config.tls).expanduser())
 
 
 def on_loopback(address: str) -> bool:

@@ -81,6 +81,12 @@ def write_certificates(folder: Path) -> None:
         raise InputError("certificates cannot be written", where=folder, found=error.strerror) from None
 
 
+def options_of(folder: str | Path) -> list[str]:
+    """What Dask's commands are told of the certificates in a folder."""
+    files = (("ca-file", CA), ("cert", CERTIFICATE), ("key", KEY))
+    return [f"--tls-{option}={folder}/{file}" for option, file in files]
+
+
 def security_of(folder: Path) -> Security:
     """Dask's settings for the certificates in a folder.
 

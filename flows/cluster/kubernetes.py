@@ -17,7 +17,7 @@ from typing import Any
 
 from distributed import Client
 
-from flows.cluster.certificates import CA, CERTIFICATE, KEY, of_this_run, security_of
+from flows.cluster.certificates import CA, CERTIFICATE, KEY, of_this_run, options_of, security_of
 from flows.cluster.missing import library
 from flows.cluster.source import Started
 from flows.config.cluster import Kubernetes
@@ -77,7 +77,7 @@ def objects(name: str, config: Kubernetes, certificates: Path | None) -> list[di
     )
     dask["metadata"]["namespace"] = config.namespace
     worker, head = (dask["spec"][part]["spec"] for part in ("worker", "scheduler"))
-    tls = [] if certificates is None else _tls_options()
+    tls = [] if certificates is None else options_of(_TLS)
     protocol = "tcp" if certificates is None else "tls"
     container = worker["containers"][0]
     container["args"] = [
@@ -100,11 +100,6 @@ def objects(name: str, config: Kubernetes, certificates: Path | None) -> list[di
         pod["securityContext"]["fsGroup"] = 1000
         _mount(pod, "tls", {"secret": {"secretName": f"{name}-tls", "defaultMode": 0o440}}, _TLS)
     return [_secret(f"{name}-tls", config.namespace, certificates), dask]
-
-
-def _tls_options() -> list[str]:
-    files = (("ca-file", CA), ("cert", CERTIFICATE), ("key", KEY))
-    return [f"--tls-{option}={_TLS}/{file}" for option, file in files]
 
 
 def _resources(config: Kubernetes) -> dict[str, Any]:

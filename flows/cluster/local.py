@@ -31,7 +31,7 @@ def start(config: Local) -> Iterator[Source]:
     InputError
         See `workers_of`.
     """
-    count, (visible, _) = workers_of(config), gpus.seen()
+    count, visible = workers_of(config), _visible(config)
     threads = config.threads or max(1, (os.cpu_count() or 1) // count)
     environment = worker_environment(threads, config.environment)
     pins = [{gpus.VARIABLE: gpu} for gpu in visible[:count]] or [{}] * count
@@ -53,7 +53,7 @@ def workers_of(config: Local) -> int:
     InputError
         More workers than GPUs.
     """
-    visible, _ = gpus.seen()
+    visible = _visible(config)
     asked = config.workers if "workers" in config.model_fields_set else None
     if visible and asked is not None and asked > len(visible):
         raise InputError(
@@ -64,6 +64,11 @@ def workers_of(config: Local) -> int:
             fix=f'ask for fewer, or hide the GPUs: {gpus.VARIABLE}="" in front of the command',
         )
     return asked or len(visible) or 1
+
+
+def _visible(config: Local) -> tuple[str, ...]:
+    """The GPUs for its workers: none where their environment hides them."""
+    return () if config.environment.get(gpus.VARIABLE) == "" else gpus.seen()[0]
 
 
 class _LocalSource(Source):

@@ -22,9 +22,17 @@ from unet_core.errors import InputError
 Minutes = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
-def _clock(text: str) -> str:
-    if re.fullmatch(r"(\d+-)?\d{1,3}:\d{2}:\d{2}", text) is None:
+def seconds_of(walltime: str) -> float:
+    """Seconds of [days-]hours:minutes:seconds, as SLURM takes it; ValueError for anything else."""
+    parts = re.fullmatch(r"(?:(\d+)-)?(\d{1,3}):(\d{2}):(\d{2})", walltime)
+    if parts is None:
         raise ValueError("not [days-]hours:minutes:seconds, such as 08:00:00")
+    days, hours, minutes, seconds = (int(part or 0) for part in parts.groups())
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
+def _clock(text: str) -> str:
+    seconds_of(text)
     return text
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -95,7 +95,9 @@ class HowToSegment(Config):
     workers: int | None = Field(
         None, ge=1, description="Worker processes on this machine; the default is one with all cores"
     )
-    cluster: str | None = Field(None, description="TOML file that says where Dask workers come from")
+    cluster: str | dict[str, Any] | None = Field(
+        None, description="TOML file that says where Dask workers come from; or its table itself"
+    )
     block_timeout: float | None = Field(
         None, gt=0, description="Seconds after which a block counts as hung; the default follows its size"
     )
@@ -134,6 +136,8 @@ class StitchConfig(Config):
     workers: int | None = Field(
         None, ge=1, description="Worker processes on this machine; the default is one with all cores"
     )
-    cluster: str | None = Field(None, description="TOML file that says where Dask workers come from")
+    cluster: str | dict[str, Any] | None = Field(
+        None, description="TOML file that says where Dask workers come from; or its table itself"
+    )
     restart: bool = Field(False, description="Take away what an earlier run wrote there, and begin anew")
     retry_failed: bool = Field(False, description="Do those blocks alone that are in quarantine")

@@ -151,7 +151,9 @@ class TrainConfig(Config):
     workers: int | None = Field(
         None, ge=1, description="Ranks on this machine; the default is one per GPU, or one with all cores"
     )
-    cluster: str | None = Field(None, description="TOML file that says where Dask workers come from")
+    cluster: str | dict[str, Any] | None = Field(
+        None, description="TOML file that says where Dask workers come from; or its table itself"
+    )
     loaders: Positive = Field(2, description="Threads of a rank that read and augment patches")
     max_restarts: Count = Field(3, description="How often a training goes on after a rank or worker died")
     restart: bool = Field(False, description="Take away what an earlier training wrote there, and begin anew")

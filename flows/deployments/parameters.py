@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +70,9 @@ def checked(deployment: str, texts: dict[str, str], schema: dict[str, Any]) -> d
         if name not in schema["properties"]:
             near = did_you_mean(name, schema["properties"])
             raise InputError("this flow has no such parameter", where=where, found=f"{name}{near}")
-        values[name] = _value(name, text, schema, where)
-        if name in _PLACES and "://" not in text and not Path(text).is_absolute():
+        value = values[name] = _value(name, text, schema, where)
+        local = name in _PLACES and isinstance(value, str) and "://" not in value
+        if local and not Path(text).is_absolute():
             raise InputError(
                 "a worker does not begin in this folder, so a relative path leads elsewhere",
                 where=where,
@@ -101,16 +103,14 @@ def require_valid(values: dict[str, Any], schema: dict[str, Any], *, where: str)
 
 
 def _value(name: str, text: str, schema: dict[str, Any], where: str) -> Any:
-    problem = _problem({name: text}, schema)
-    if problem is None:
-        return text
-    try:
+    """Text, unless it is written as a table or a list, or only JSON is taken, such as a number."""
+    with suppress(json.JSONDecodeError):
         value = json.loads(text)
-    except json.JSONDecodeError:
-        value = text
-    if problem := _problem({name: value}, schema):
+        if (text[:1] in "{[" or _problem({name: text}, schema)) and not _problem({name: value}, schema):
+            return value
+    if problem := _problem({name: text}, schema):
         raise InputError("this parameter is not valid", where=where, found=problem)
-    return value
+    return text
 
 
 def _problem(values: dict[str, Any], schema: dict[str, Any]) -> str | None:
