@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable
 from typing import Annotated, Any
 
 from pydantic import Field
+from pydantic.fields import FieldInfo
 
 from flows.config import Config
 
@@ -21,7 +23,7 @@ def signature_of(model: type[Config]) -> inspect.Signature:
                 default=inspect.Parameter.empty
                 if field.is_required()
                 else field.get_default(call_default_factory=True),
-                annotation=Annotated[field.annotation, *field.metadata, Field(description=field.description)],
+                annotation=Annotated[field.annotation, *field.metadata, Field(description=_in_a_form(field))],
             )
             for name, field in _required_first(model)
         ]
@@ -34,11 +36,16 @@ def takes(model: type[Config]) -> Callable[[Callable[..., Any]], Callable[..., A
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         function.__signature__ = signature_of(model)  # type: ignore[attr-defined]
         function.__annotations__ = {p.name: p.annotation for p in signature_of(model).parameters.values()}
-        lines = [f"    {name}: {field.description}" for name, field in model.model_fields.items()]
+        lines = [f"    {name}: {_in_a_form(field)}" for name, field in model.model_fields.items()]
         function.__doc__ = "\n".join([function.__doc__ or "", "", "Args:", *lines])
         return function
 
     return decorate
+
+
+def _in_a_form(field: FieldInfo) -> str:
+    """The description, with parameters named as in a form: mask_level, where options are --mask-level."""
+    return re.sub(r"--([a-z][a-z-]*)", lambda option: option[1].replace("-", "_"), field.description or "")
 
 
 def _required_first(model: type[Config]) -> list[tuple[str, Any]]:

@@ -21,6 +21,7 @@ from flows.cli import watching  # noqa: F401
 from flows.cli import looking  # noqa: F401
 from flows.cli import asking  # noqa: F401
 from flows.cli import exchanging  # noqa: F401
+from flows.cli import deploying  # noqa: F401
 from flows.cli import joining  # noqa: F401
 # ruff: isort: on
 

@@ -28,7 +28,5 @@ class IngestConfig(Config):
         description="Labels are down-sampled by the most frequent label, images by the mean",
         json_schema_extra={"option": "--as"},
     )
-    restart: bool = Field(
-        False, description="Take away what an earlier run wrote there, and begin anew (asks first)"
-    )
+    restart: bool = Field(False, description="Take away what an earlier run wrote there, and begin anew")
     retry_failed: bool = Field(False, description="Do those blocks alone that are in quarantine")

@@ -114,9 +114,7 @@ class _WhatToSegment(Config):
 class SegmentConfig(HowToSegment, _WhatToSegment):
     """Parameters of `segment`."""
 
-    restart: bool = Field(
-        False, description="Take away what an earlier run wrote there, and begin anew (asks first)"
-    )
+    restart: bool = Field(False, description="Take away what an earlier run wrote there, and begin anew")
     retry_failed: bool = Field(False, description="Do those blocks alone that are in quarantine")
     partial: bool = Field(False, description="Take an input volume that is not complete, too")
 
@@ -141,7 +139,5 @@ class StitchConfig(Config):
     cluster: str | dict[str, Any] | None = Field(
         None, description="TOML file that says where Dask workers come from; or its table itself"
     )
-    restart: bool = Field(
-        False, description="Take away what an earlier run wrote there, and begin anew (asks first)"
-    )
+    restart: bool = Field(False, description="Take away what an earlier run wrote there, and begin anew")
     retry_failed: bool = Field(False, description="Do those blocks alone that are in quarantine")

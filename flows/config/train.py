@@ -59,8 +59,16 @@ class TrainConfig(Config):
     labels: str | None = Field(None, description="Its labels: classes or instance ids")
     region: str | None = Field(None, description="Box of the image to train on, z0:z1,y0:y1,x0:x1")
     validation_region: str | None = Field(None, description="Box of the image held out to validate on")
-    pairs: list[Pair] = Field([], json_schema_extra={"file_only": True})
-    validation: list[Pair] = Field([], json_schema_extra={"file_only": True})
+    pairs: list[Pair] = Field(
+        [],
+        description="Several images with their labels to train on, in place of one",
+        json_schema_extra={"file_only": True},
+    )
+    validation: list[Pair] = Field(
+        [],
+        description="Images with labels that are held out to validate on",
+        json_schema_extra={"file_only": True},
+    )
     ignore: int | None = Field(None, description="Label of voxels that nobody labelled")
     target: TargetName = Field(
         "semantic", description="What to learn: classes as they are, or what instance ids are made into"
@@ -123,7 +131,11 @@ class TrainConfig(Config):
     balance: Literal["class", "object"] = Field(
         "class", description="Draw these evenly among classes, or among objects"
     )
-    augment: AugmentConfig = Field(AugmentConfig(), json_schema_extra={"file_only": True})
+    augment: AugmentConfig = Field(
+        AugmentConfig(),
+        description="How patches are varied: how far, and how likely",
+        json_schema_extra={"file_only": True},
+    )
     dtype: Dtype = Field(
         "auto", description="Arithmetic in training; auto: 16 bits where the device is made for it"
     )
@@ -144,9 +156,7 @@ class TrainConfig(Config):
     )
     loaders: Positive = Field(2, description="Threads of a rank that read and augment patches")
     max_restarts: Count = Field(3, description="How often a training goes on after a rank or worker died")
-    restart: bool = Field(
-        False, description="Take away what an earlier training wrote there, and begin anew (asks first)"
-    )
+    restart: bool = Field(False, description="Take away what an earlier training wrote there, and begin anew")
     partial: bool = Field(False, description="Take volumes that are not complete, too")
 
 
