@@ -156,7 +156,7 @@ class _Deployed:
         """The scheduler's address once its pod is ready; forwarded where this is outside the cluster."""
         import asyncio
 
-        from dask_kubernetes.common.networking import get_scheduler_address
+        from dask_kubernetes.operator.networking import get_scheduler_address
 
         service = f"{self._name}-scheduler"
         until = time.monotonic() + 60 * self._config.patience
