@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from flows.parsing import parse_box
-from flows.report import write_object_picture, write_picture
+from flows.report.objects import write_object_picture
+from flows.report.picture import write_picture
 from unet_core.errors import InputError
 from unet_core.evaluation import (
     InstanceScores,

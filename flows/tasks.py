@@ -17,7 +17,6 @@ from flows.outcome import IncompleteStageError, Run
 from flows.progress import stage_progress
 from flows.ranks import RankedTraining
 from flows.report.artifacts import TrainingArtifacts
-from flows.report.training import show_training
 from unet_core import training
 from unet_core.ingestion import IngestPlan, write_slab
 from unet_core.ledger import Done, Ledger, Stage, read_record
@@ -121,6 +120,9 @@ def train(
 
     `workers` were asked for; a step of fewer patches leaves some idle.
     """
+    # Here, because what draws takes half a second to load, and only trainings draw.
+    from flows.report.training import show_training
+
     steps, logger = plan.settings.steps, get_run_logger()
     _, fingerprint, epoch = _run_arguments(run)
     artifacts = TrainingArtifacts(run.output.url.rpartition("/")[2])

@@ -60,6 +60,24 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session")
+def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The environment for commands whose flows are told to one Prefect server: each would start its own."""
+    from killing import prefect_server
+
+    with prefect_server(tmp_path_factory.mktemp("prefect")) as environment:
+        yield environment
+
+
+@pytest.fixture(scope="module")
+def in_prefect(prefect_api: dict[str, str]) -> Iterator[None]:
+    """Flows in this process are told to that server, too."""
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    with temporary_settings({PREFECT_API_URL: prefect_api["PREFECT_API_URL"]}):
+        yield
+
+
+@pytest.fixture(scope="session")
 def s3_endpoint() -> Iterator[str]:
     """An S3 server on loopback."""
     from s3_server import moto_server

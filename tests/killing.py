@@ -7,12 +7,13 @@ import os
 import random
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -177,6 +178,17 @@ def prefect_server(home: Path) -> Iterator[dict[str, str]]:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+def migrated_home(home: Path, server: dict[str, str]) -> Path:
+    """A home for another server, with a copy of this one's database: to make one takes longer than a run."""
+    home.mkdir()
+    with (
+        closing(sqlite3.connect(Path(server["PREFECT_HOME"]) / "prefect.db")) as there,
+        closing(sqlite3.connect(home / "prefect.db")) as here,
+    ):
+        there.backup(here)
+    return home
 
 
 @dataclass

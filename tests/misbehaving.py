@@ -169,7 +169,7 @@ def stream_dies(url: str, epoch: int, indices: Iterator[int]) -> Iterator[tuple[
 def stream_hangs(url: str, epoch: int, indices: Iterator[int]) -> Iterator[tuple[int, Done | Exception]]:
     """All blocks together take longer than one may; one of them hangs once."""
     for index in indices:
-        time.sleep(0.05)
+        time.sleep(0.03)
         if index == WORST and _count(url, index) == 1:
             time.sleep(3600)
         yield index, tiny(url, epoch, index)

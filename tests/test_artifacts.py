@@ -7,7 +7,6 @@ import io
 import json
 import re
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -19,14 +18,6 @@ from flows import publishing
 from flows.report.artifacts import TrainingArtifacts
 from flows.report.picture import Plane, picture_png
 from unet_core.records import TrainingRow, curve_png
-
-
-@pytest.fixture(scope="module")
-def prefect_server() -> Iterator[None]:
-    from prefect.testing.utilities import prefect_test_harness
-
-    with prefect_test_harness(server_startup_timeout=120):
-        yield
 
 
 @pytest.fixture(autouse=True)
@@ -62,7 +53,7 @@ def validation() -> bytes:
     return picture_png([Plane("a", image, classes, classes)], ("background", "bright"))
 
 
-@pytest.mark.usefixtures("prefect_server")
+@pytest.mark.usefixtures("in_prefect")
 def test_curve_table_and_pictures_are_shown_and_updated_in_place() -> None:
     @flow
     def training() -> None:

@@ -253,7 +253,7 @@ def test_a_block_that_kills_its_workers_is_told_from_its_batch(
 
 def test_the_time_limit_is_a_blocks_not_a_batchs(tmp_path: Path, client: Client) -> None:
     """A batch takes longer than a block may; one that hangs costs its worker, and is done elsewhere."""
-    result = run(tmp_path, client, misbehaving.tiny, stream=misbehaving.stream_hangs, timeout=2.0)
+    result = run(tmp_path, client, misbehaving.tiny, stream=misbehaving.stream_hangs, timeout=1.0)
     assert result.complete
     assert attempts(str(tmp_path), WORST) == 2
     assert done(tmp_path) == list(range(MANY))

@@ -38,7 +38,7 @@ def imports() -> Iterator[None]:
 
 
 @pytest.fixture
-def workers(imports: None) -> Iterator[Callable[[int], Client]]:
+def workers_of_its_own(imports: None) -> Iterator[Callable[[int], Client]]:
     with pytest.MonkeyPatch.context():
         stack: list[Any] = []
 
@@ -52,13 +52,16 @@ def workers(imports: None) -> Iterator[Callable[[int], Client]]:
             context.__exit__(None, None, None)
 
 
-@pytest.fixture(scope="module", params=["in process", "on workers"])
-def client(request: pytest.FixtureRequest, imports: None) -> Iterator[Client | None]:
-    if request.param == "in process":
-        yield None
-        return
+@pytest.fixture(scope="module")
+def two_workers(imports: None) -> Iterator[Client]:
+    """For all tests that leave two behind: a worker that died is replaced."""
     with open_client(Local(workers=2)) as connected:
         yield connected
+
+
+@pytest.fixture(params=["in process", "on workers"])
+def client(request: pytest.FixtureRequest) -> Client | None:
+    return None if request.param == "in process" else request.getfixturevalue("two_workers")
 
 
 @contextmanager
@@ -206,14 +209,12 @@ def test_too_little_memory_in_a_fresh_process_is_set_aside_with_advice(
     assert done(tmp_path) == OTHERS
 
 
-def test_a_worker_that_dies_of_a_block_is_replaced(tmp_path: Path, workers: Callable[[int], Client]) -> None:
-    assert run(tmp_path, misbehaving.dies_once, workers(2)).complete
+def test_a_worker_that_dies_of_a_block_is_replaced(tmp_path: Path, two_workers: Client) -> None:
+    assert run(tmp_path, misbehaving.dies_once, two_workers).complete
 
 
-def test_a_block_that_kills_its_worker_three_times_is_set_aside(
-    tmp_path: Path, workers: Callable[[int], Client]
-) -> None:
-    result = run(tmp_path, misbehaving.dies, workers(2))
+def test_a_block_that_kills_its_worker_three_times_is_set_aside(tmp_path: Path, two_workers: Client) -> None:
+    result = run(tmp_path, misbehaving.dies, two_workers)
     assert result.stopped is None
     (failure,) = result.failed
     assert failure.index == BAD
@@ -222,31 +223,32 @@ def test_a_block_that_kills_its_worker_three_times_is_set_aside(
     assert done(tmp_path) == OTHERS, "bystanders are not blamed"
 
 
-def test_a_block_that_hangs_once_is_done(tmp_path: Path, workers: Callable[[int], Client]) -> None:
-    assert run(tmp_path, misbehaving.hangs_once, workers(1), timeout=2.0).complete
+def test_a_block_that_hangs_once_is_done(tmp_path: Path, workers_of_its_own: Callable[[int], Client]) -> None:
+    """Also where it holds up the only worker."""
+    assert run(tmp_path, misbehaving.hangs_once, workers_of_its_own(1), timeout=1.0).complete
 
 
-def test_a_block_that_hangs_is_set_aside(tmp_path: Path, workers: Callable[[int], Client]) -> None:
-    result = run(tmp_path, misbehaving.hangs, workers(2), timeout=2.0)
+def test_a_block_that_hangs_is_set_aside(tmp_path: Path, two_workers: Client) -> None:
+    result = run(tmp_path, misbehaving.hangs, two_workers, timeout=1.0)
     (failure,) = result.failed
-    assert "did not end within 2 s" in failure.error
+    assert "did not end within 1 s" in failure.error
     assert attempts(str(tmp_path), BAD) == 3
     assert done(tmp_path) == OTHERS
 
 
 def test_a_worker_with_other_bits_gets_no_more_blocks(
-    tmp_path: Path, workers: Callable[[int], Client]
+    tmp_path: Path, workers_of_its_own: Callable[[int], Client]
 ) -> None:
-    result = run(tmp_path, misbehaving.differs, workers(2))
+    result = run(tmp_path, misbehaving.differs, workers_of_its_own(2))
     assert result.complete
     assert not result.failed
 
 
 @pytest.mark.parametrize("count", [0, 2])
 def test_without_a_worker_that_fits_the_run_stops(
-    count: int, tmp_path: Path, workers: Callable[[int], Client]
+    count: int, tmp_path: Path, workers_of_its_own: Callable[[int], Client]
 ) -> None:
-    result = run(tmp_path, misbehaving.always_differs, workers(count) if count else None)
+    result = run(tmp_path, misbehaving.always_differs, workers_of_its_own(count) if count else None)
     assert result.stopped is not None
     assert not result.failed
     assert done(tmp_path) == []

@@ -22,7 +22,7 @@ from killing import (
     dask_cluster,
     done,
     make_inputs,
-    prefect_server,
+    migrated_home,
     segment_command,
     soak,
     voxels,
@@ -47,9 +47,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    with prefect_server(tmp_path_factory.mktemp("prefect")) as environment:
-        yield environment
+def server(prefect_api: dict[str, str]) -> dict[str, str]:
+    return prefect_api
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +74,7 @@ def goes_on(root: Path, to: Path, environment: dict[str, str], *options: str) ->
 def test_one_run_killed_in_every_way(
     root: Path, server: dict[str, str], reference: dict[str, bytes], tmp_path: Path
 ) -> None:
-    """A worker, the flow's process, everything at once, SIGTERM, Ctrl-C; each time it goes on."""
+    """A worker, the flow's process, SIGTERM, Ctrl-C; each time it goes on. Everything at once: see below."""
     to = tmp_path / "labels.zarr"
 
     running = begin(root, to, server, "--workers", "2")
@@ -97,11 +96,6 @@ def test_one_run_killed_in_every_way(
         code, document, errors = begin(root, to, server).end()
     assert (code, document["status"]) == (2, "failed")
     assert "another run is at work on this output" in errors
-
-    running = begin(root, to, server, "--workers", "2")
-    wait_for_blocks(running, to, before + 3)
-    running.kill_all()
-    before = done(to)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         running = begin(root, to, server, "--workers", "2")
@@ -145,14 +139,14 @@ def test_a_nanny_and_then_the_scheduler_are_killed(
         assert "scheduler went away" in errors
         before = done(to)
         cluster.stop()
-        cluster.keep(2)
+        cluster.keep(1)
         document = goes_on(root, to, server, "--cluster", str(file))
     assert document["stages"]["predict"]["skipped"] == before
     assert voxels(to) == reference
 
 
 def test_an_ingest_is_killed(server: dict[str, str], tmp_path: Path) -> None:
-    """A slab for each of many time points; the same mechanism as for a segmentation."""
+    """Everything at once, between the slabs of many time points; the mechanism is a segmentation's."""
     movie = np.random.default_rng(0).integers(0, 255, (300, 4, 150, 140), dtype="u1")
     np.savez(tmp_path / "movie.npz", movie=movie)
     to = tmp_path / "movie.zarr"
@@ -169,11 +163,13 @@ def test_an_ingest_is_killed(server: dict[str, str], tmp_path: Path) -> None:
     assert verify(str(to)).sound
 
 
-def test_prefects_server_is_killed(root: Path, reference: dict[str, bytes], tmp_path: Path) -> None:
+def test_prefects_server_is_killed(
+    root: Path, server: dict[str, str], reference: dict[str, bytes], tmp_path: Path
+) -> None:
     """The embedded one: the run goes on to its end, and says that Prefect was not told."""
     to = tmp_path / "labels.zarr"
     # Each of the calls that fail would be tried twice more, seconds apart.
-    environment = {"PREFECT_HOME": str(tmp_path / "prefect"), "PREFECT_API_URL": ""}
+    environment = {"PREFECT_HOME": str(migrated_home(tmp_path / "prefect", server)), "PREFECT_API_URL": ""}
     environment["PREFECT_CLIENT_MAX_RETRIES"] = "0"
     running = begin(root, to, environment)
     wait_for_blocks(running, to, 3)

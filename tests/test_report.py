@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
 
-from flows.report import comparison_table, scores_table, write_object_picture, write_picture
 from flows.report.batch import batch_picture
-from flows.report.objects import coloured, named_alike
+from flows.report.objects import coloured, named_alike, write_object_picture
 from flows.report.panels import (
     BOTH,
     CLASS_COLOURS,
@@ -27,7 +26,8 @@ from flows.report.panels import (
     differences,
     overlay,
 )
-from flows.report.picture import Plane, picture_png
+from flows.report.picture import Plane, picture_png, write_picture
+from flows.report.tables import comparison_table, scores_table
 from unet_core.errors import InputError
 from unet_core.evaluation import Scores
 from unet_core.geometry import Box

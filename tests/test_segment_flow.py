@@ -32,6 +32,7 @@ from unet_core.query import Labels
 from unet_core.verification import RunOnDisk
 from unet_core.volumes import Store, Volume
 
+pytestmark = pytest.mark.usefixtures("in_prefect")
 SHAPE = (37, 70, 61)  # a multiple of nothing
 TILE = "16,16,16"
 
@@ -54,14 +55,6 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with dask_cluster(root, workers=2) as (_, file):
         file.rename(root / "cluster.toml")
         yield root
-
-
-@pytest.fixture(scope="module", autouse=True)
-def prefect_server() -> Iterator[None]:
-    from prefect.testing.utilities import prefect_test_harness
-
-    with prefect_test_harness(server_startup_timeout=120):
-        yield
 
 
 def run(work: Path, name: str, **options: Any) -> Path:

@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 
 from flows.evaluate import Evaluation
-from flows.report import comparison_table, instance_tables, scores_table, thresholds_table
+from flows.report.tables import comparison_table, instance_tables, scores_table, thresholds_table
 from flows.report.words import duration, size
 from flows.summary.rows import print_rows
 from unet_core.evaluation import CRITERIA, InstanceScores
