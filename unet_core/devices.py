@@ -57,7 +57,7 @@ def free_memory(device: str) -> int:
 def release_memory() -> None:
     """Give back what freed tensors left with torch: other processes on the same GPU could not have it."""
     gc.collect()
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.empty_cache()
 
 
