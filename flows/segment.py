@@ -52,6 +52,7 @@ def plan(config: SegmentConfig, *, client: Client | None = None) -> Planned:
         request,
         workers=workers_of(cluster) if isinstance(cluster, Local) else None,
         device=None if client is None else ask(client, worker.device),
+        tile_memory=None if client is None else ask(client, worker.tile_memory),
         measure=partial(_rates, client) if local or client is not None else None,
     )
     if config.retry_failed:

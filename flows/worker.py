@@ -5,14 +5,11 @@ The same functions run in the flow process, on a local Dask worker and on a clus
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from unet_core import devices, segmentation, speed
+from unet_core import budget, devices, segmentation, speed
 from unet_core.architecture import UNetSpec
 from unet_core.errors import LostLeaseError
 from unet_core.ledger import SEGMENT, Done, Part, RunRecord, read_record
@@ -72,6 +69,11 @@ def device() -> str:
     return devices.device_kind()
 
 
+def tile_memory() -> int:
+    """Bytes that one tile's forward pass may take on this worker's device."""
+    return budget.tile_memory(devices.device_kind())
+
+
 def require_gpu() -> None:
     """Refuse a training on a GPU where this worker has none."""
     from unet_core.training import require_device  # 50 MB of modules that segmenting workers do without
@@ -95,9 +97,7 @@ def forget() -> None:
     """Give back the memory that is kept between blocks."""
     _block_worker.cache_clear()
     _instance_worker.cache_clear()
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    devices.release_memory()
 
 
 @lru_cache(maxsize=1)  # one network at a time in a worker's memory, loaded once

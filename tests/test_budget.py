@@ -235,14 +235,16 @@ def test_workers_that_do_not_fit_are_refused_with_both_numbers():
 def test_on_a_gpu_the_forward_pass_lives_there(monkeypatch):
     gib = 2**30
     needed = budget.WorkerMemory(base=gib, weights=0, input=gib // 2, forward=2 * gib, output=gib // 2)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (2 * gib, 80 * gib))
     budget.require_memory(needed, "cuda", workers=2, available=4 * gib)
+    budget.require_gpu_memory(needed)
     with pytest.raises(InputError, match="does not fit in memory") as refused:
         budget.require_memory(needed, "cuda", workers=2, available=4 * gib - 1)
     assert "4.00 GiB for 2 workers" in refused.value.expected
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (2 * gib - 1, 80 * gib))
     with pytest.raises(InputError, match="the GPU's memory") as refused:
-        budget.require_memory(needed, "cuda", workers=2, available=4 * gib)
+        budget.require_gpu_memory(needed)
     assert "--tile" in refused.value.fix
 
 

@@ -14,15 +14,18 @@ import zarr
 from strategies import random_network, random_voxels, write_array
 from test_training import QUICK, blobs, same_weights, split
 
-from flows import gpus
-from flows.cluster import open_workers, workers_of
+from flows import gpus, rank_host, worker
+from flows.cluster import open_client, open_workers, workers_of
 from flows.config import Local
-from unet_core import budget, training
+from unet_core import budget, speed, training
 from unet_core.architecture import UNetSpec
-from unet_core.geometry import Box, Shape
-from unet_core.inference import Predictor, predict_block
-from unet_core.ledger import hold
+from unet_core.devices import fast_dtype
+from unet_core.errors import UnfitWorkerError
+from unet_core.geometry import Box, Shape, round_up
+from unet_core.inference import Predictor, choose_dtype, predict_block
+from unet_core.ledger import RunRecord, begin, hold, read_record
 from unet_core.normalisation import Scale
+from unet_core.probe import probe
 from unet_core.tiling import Footprint, Tile, Tiling
 from unet_core.training import Checkpoints
 from unet_core.volumes import Store, Volume
@@ -110,6 +113,99 @@ def test_logits_are_those_of_a_cpu_in_float32_to_rounding_and_the_same_bits_twic
     assert error < ROUNDING[dtype]
 
 
+@pytest.mark.parametrize("raw", ["uint8", "int8", "uint16", "int16", ">u2", "uint32", "float32", "float64"])
+def test_volumes_of_all_types_are_scaled_as_on_a_cpu(raw):
+    spec, _, tile = SPECS["3D"]
+    box = Box.of_shape(tile)
+    at = Tile(box.grow(*spec.context), box, box)
+    # Wider by a voxel per side: what a block reads, of which a tile is a part that lies apart in memory.
+    wider = random_voxels((1, *(n + 2 for n in at.read.shape)), np.dtype(raw).newbyteorder("="), 1)
+    data = wider.astype(raw)[:, 1:-1, 1:-1, 1:-1]
+    on_cpu, on_gpu = (predictor_of(spec, "float32", device) for device in ("cpu", "cuda"))
+    assert torch.equal(on_gpu._scaled(data).cpu(), on_cpu._scaled(data))
+    expected = on_cpu.logits(data, at)
+    error = (on_gpu.logits(data, at).cpu() - expected).abs().max() / expected.abs().max()
+    assert error < ROUNDING["float32"]
+
+
+@pytest.mark.parametrize("dtype", ROUNDING)
+def test_labels_of_other_tiles_differ_only_where_two_logits_are_nearer_than_rounding(scene, dtype):
+    spec, volume, tile = scene
+    other = tuple(2 * n if n > 1 else 1 for n in tile)
+    predictor = predictor_of(spec, dtype)
+    found = [
+        classes_of(volume, tiling, predictor, range(len(tiling.blocks)))
+        for tiling in (tiling_of(spec, volume.shape, t, t) for t in (tile, other))
+    ]
+    shape = tuple(round_up(n, t) for n, t in zip(volume.shape, Footprint.of(spec).stride))
+    whole = Box.of_shape(shape)
+    read = whole.grow(Footprint.of(spec).lower, Footprint.of(spec).upper)
+    planes = (
+        [(whole, read)]
+        if spec.ndim == 3
+        else [
+            (Box((z, 0, 0), (z + 1, *shape[1:])), Box((z, *read.lower[1:]), (z + 1, *read.upper[1:])))
+            for z in range(shape[0])
+        ]
+    )
+    logits = torch.cat(
+        [predictor_of(spec, "float32", "cpu").logits(volume.read(r), Tile(r, w, w)) for w, r in planes], dim=1
+    )
+    best, second = logits[(slice(None), *Box.of_shape(volume.shape).slices)].topk(2, dim=0).values
+    unsure = (best - second < 2 * ROUNDING[dtype] * logits.abs().max()).numpy()
+    assert unsure.mean() < 0.9, "the test would say nothing"
+    assert (found[0] == found[1])[~unsure].all()
+
+
+def test_a_tile_is_begun_while_the_gpu_still_computes():
+    """Else it would wait for its turn at every tile, and nothing would be read or copied meanwhile."""
+    spec, _, tile = SPECS["3D"]
+    box = Box.of_shape(tile)
+    at = Tile(box.grow(*spec.context), box, box)
+    data = random_voxels((1, *at.read.shape), "uint16", 2)
+    predictor = predictor_of(spec, "bfloat16")
+    # Twice, and copied: from now on all memory is there, and free.
+    for _ in range(2):
+        expected, likely = (found.copy() for found in predictor.start(data, at, probabilities=True).take())
+    busy = torch.cuda.Event()
+    torch.cuda._sleep(5 * 10**9)  # cycles: two seconds and more
+    busy.record()
+    started = predictor.start(data, at, probabilities=True)
+    assert not busy.query()
+    classes, chances = started.take()
+    assert busy.query()
+    assert (classes == expected).all()
+    assert (chances == likely).all()
+
+
+def test_a_type_is_decided_and_two_workers_agree():
+    spec, _, tile = SPECS["3D"]
+    tiling = tiling_of(spec, tile, tile, tile)
+    at = next(tiling.tiles(0))
+    data = random_voxels((1, *at.read.shape), "uint8", 3)
+    fast = fast_dtype("cuda")
+    network, scale = random_network(spec, 1), Scale((127.0,), (80.0,))
+    assert choose_dtype(network, data, at, scale=scale, device="cuda") in ("float32", fast)
+    for dtype in ROUNDING:
+        first, second = (probe(predictor_of(spec, dtype), tiling) for _ in range(2))
+        first.require(second)
+        assert first.device == "cuda"
+    with pytest.raises(UnfitWorkerError):
+        first.require(probe(predictor_of(spec, dtype, "cpu"), tiling))
+
+
+def test_measuring_the_speed_leaves_the_memory_to_the_workers():
+    gc.collect()
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_reserved()
+    memory = 2**32
+    rates = speed.rates_of(
+        UNetSpec.build(ndim=3, depth=2, base=16), device="cuda", dtype="bfloat16", memory=memory
+    )
+    assert len(rates.points) > 3
+    assert torch.cuda.memory_reserved() - before < memory / 16
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
     ("spec", "write"),
@@ -142,7 +238,7 @@ def test_a_forward_pass_takes_what_is_predicted(spec, write, dtype):
     figures = (
         f"predicted {predicted / 1e6:.0f} MB, allocated {allocated / 1e6:.0f}, reserved {held / 1e6:.0f}"
     )
-    assert allocated <= predicted <= 2 * allocated, figures
+    assert allocated <= predicted <= 1.3 * allocated, figures
     assert held <= 1.5 * predicted, figures
 
 
@@ -160,11 +256,16 @@ def test_a_tile_of_more_elements_than_cudnn_indexes():
     assert (classes[part.slices] == alone).mean() > 0.99, "beyond what the first slab's tensors hold"
 
 
-def test_a_resumed_training_ends_as_one_that_was_not_stopped(tmp_path):
-    source, held_out = split(tmp_path, *blobs((12, 12, 24), seed=0))
+def plan_of(folder: Path, dtype: str) -> training.Plan:
+    source, held_out = split(folder, *blobs((12, 12, 24), seed=0))
     spec = UNetSpec.build(ndim=3, depth=1, base=8, norm="batch", dropout=0.2)
-    settings = replace(QUICK, steps=40, validate_every=20, checkpoint_every=10, device="cuda")
-    plan = training.prepare([source], [held_out], spec, settings)
+    settings = replace(QUICK, steps=40, validate_every=20, checkpoint_every=10, device="cuda", dtype=dtype)
+    return training.prepare([source], [held_out], spec, settings)
+
+
+@pytest.mark.parametrize("dtype", ROUNDING)
+def test_a_resumed_training_ends_as_one_that_was_not_stopped(tmp_path, dtype):
+    plan = plan_of(tmp_path, dtype)
     whole = training.run(plan)
     losses = [row["loss"] for row in whole.history.rows]
     assert np.mean(losses[-5:]) < np.mean(losses[:5])
@@ -176,6 +277,42 @@ def test_a_resumed_training_ends_as_one_that_was_not_stopped(tmp_path):
         assert stopped.stopped
         resumed = training.run(plan, checkpoints=checkpoints)
     assert same_weights(resumed.network, whole.network)
+
+
+def test_a_rank_in_a_process_of_its_own_trains_the_same(tmp_path):
+    plan, store = plan_of(tmp_path, "bfloat16"), Store(tmp_path / "model")
+    record = RunRecord(training.KIND, {"name": "rank"}, plan.to_dict())
+    progress: list[dict] = []
+    with hold(store, every=60) as lease:
+        begin(store, record, arrays=False)
+        job = {"output": store.url, "fingerprint": record.fingerprint, "epoch": lease.epoch, "loaders": 1}
+        place = {"rank": 0, "world": 1, "gpu": gpus.seen()[0][0], "host": "127.0.0.1"}
+        told = rank_host.run({**job, **place}, progress.append, lambda: True)
+    assert told["code"] == 0, told
+    assert told["done"]["step"] == plan.settings.steps
+    assert progress
+    found = training.trained_by_others(plan, Checkpoints(store), stopped=False)
+    assert same_weights(found.network, training.run(plan).network)
+
+
+def test_blocks_on_a_pinned_worker_are_those_of_this_process(objects):
+    from pipeline import complete
+
+    there, here = objects / "there.zarr", objects / "here.zarr"
+    complete(objects, str(here), tile=(32, 32, 32))
+    plan = complete(objects, str(there), tile=(32, 32, 32), most=0)
+    assert plan.device == "cuda"
+    store = Store(there)
+    record = read_record(store)
+    with hold(store, every=60) as lease, open_client(Local()) as client:
+        run = (store.url, record.fingerprint, lease.epoch, plan.model)
+        done = [
+            client.submit(worker.predict, *run, index, pure=False).result()
+            for index in range(len(plan.tiling.blocks))
+        ]
+    assert sum(each.voxels for each in done) == plan.tiling.roi.size
+    first, second = (zarr.open_array(folder / plan.predicted)[:] for folder in (here, there))
+    assert (first == second).all()
 
 
 def test_each_worker_sees_one_gpu_and_cpu_stages_have_none():

@@ -567,6 +567,22 @@ def test_batch_norm_does_as_in_inference_after_its_share_of_the_steps(halves):
     assert not torch.equal(averages[3], statistics[2])
 
 
+def test_what_is_loaded_lies_in_memory_as_it_did(halves):
+    """On a GPU another memory format means other kernels, which may round otherwise."""
+    plan = prepare([halves[0]], [], TINY, QUICK)
+    with torch.random.fork_rng(devices=[]):
+        first, second = (Trainer(plan, UNet(plan.spec), Ranks()) for _ in range(2))
+        for step, parts in enumerate(batches(plan, range(2), first=1, threads=1), 1):
+            first.step(step, parts)
+    tensors, facts = first.state()
+    second.load({name: tensor.contiguous() for name, tensor in tensors.items()}, facts)
+    loaded, _ = second.state()
+    assert any(not tensor.is_contiguous() for tensor in tensors.values())
+    for name, tensor in tensors.items():
+        assert torch.equal(loaded[name], tensor), name
+        assert loaded[name].stride() == tensor.stride(), name
+
+
 def test_a_score_from_before_batch_norm_was_settled_is_not_kept():
     def scored(iou: int) -> Validation:
         return Validation(Scores(np.array([[0, 100 - iou], [0, iou]]), ("background", "foreground")), None)

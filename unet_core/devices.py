@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import gc
+
 import psutil
 import torch
+
+from unet_core.errors import InputError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -30,10 +34,31 @@ def fast_dtype(device: str) -> str | None:
 
 
 def free_memory(device: str) -> int:
-    """Bytes that this process could allocate there now."""
+    """Bytes that this process could allocate there now.
+
+    Raises
+    ------
+    InputError
+        A GPU where this process sees none.
+    """
     if device == "cuda":
+        if not torch.cuda.is_available():
+            raise InputError(
+                "this run is one on a GPU and this process sees none",
+                expected="a CUDA device",
+                found=f"torch {torch.__version__}, no CUDA device",
+                fix="run it where a GPU is, or on a --cluster that has some; "
+                "another --to begins another run, on the CPU",
+            )
         return int(torch.cuda.mem_get_info()[0])
     return int(psutil.virtual_memory().available)
+
+
+def release_memory() -> None:
+    """Give back what freed tensors left with torch: other processes on the same GPU could not have it."""
+    gc.collect()
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.empty_cache()
 
 
 def exact_arithmetic() -> None:

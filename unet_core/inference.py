@@ -43,8 +43,9 @@ class Predictor:
             )
         self.spec = network.spec
         self.device = device
-        self._scale = scale
         self._device = torch.device(device)
+        # Moved once: a copy of what is not pinned waits for all that the GPU was given to do before.
+        self._offset, self._factor = (torch.from_numpy(n).to(self._device) for n in scale.numbers)
         self._dtype = dtype
         self._axis = 3 - self.spec.ndim  # of z, y, x: the one that planes come along
         self._copies = torch.cuda.Stream() if device == "cuda" else None  # type: ignore[no-untyped-call]
@@ -108,17 +109,17 @@ class Predictor:
 
     def _scaled(self, data: NDArray[Any]) -> Tensor:
         """`Scale.apply`, to the bit, by all threads or on the GPU, which gets the raw type: fewer bytes."""
-        offset, factor = (torch.from_numpy(n).to(self._device) for n in self._scale.numbers)
         raw = self._on_device(data.astype(data.dtype.newbyteorder("="), copy=False))
-        return raw.to(torch.float32, copy=True).sub_(offset).mul_(factor)
+        return raw.to(torch.float32, copy=True).sub_(self._offset).mul_(self._factor)
 
     def _on_device(self, data: NDArray[Any]) -> Tensor:
         x = torch.from_numpy(data)
         if self._copies is None:
             return x
+        pinned = torch.empty(x.shape, dtype=x.dtype, pin_memory=True).copy_(x)
         # On a stream of its own: else the copy would wait for the tile before this one.
         with torch.cuda.stream(self._copies):
-            moved = x.contiguous().pin_memory().to(self._device, non_blocking=True)
+            moved = pinned.to(self._device, non_blocking=True)
         torch.cuda.current_stream().wait_stream(self._copies)
         moved.record_stream(torch.cuda.current_stream())
         return moved

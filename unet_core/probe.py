@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 from unet_core.errors import UnfitWorkerError
-from unet_core.geometry import Box, round_up
+from unet_core.geometry import Box
 from unet_core.inference import Predictor
-from unet_core.tiling import Tile, Tiling
+from unet_core.tiling import Tile, Tiling, halved
 
 _MACS = 2.5e10  # about half a second of two cores
 
@@ -61,13 +61,11 @@ def probe(predictor: Predictor, tiling: Tiling) -> Probe:
     """Compute the probe tile on this process's device. Deterministic for one worker kind and one run."""
     spec = predictor.spec
     write = tiling.tile
-    stride = tiling.footprint.stride
     while spec.padded().macs(_read(tiling, write)[3 - spec.ndim :]) > _MACS:
-        longest = max(range(3), key=lambda axis: write[axis] // stride[axis])
-        if write[longest] <= stride[longest]:
+        smaller = halved(write, tiling.footprint.stride)
+        if smaller is None:
             break
-        half = round_up(write[longest] // 2, stride[longest])
-        write = (*write[:longest], half, *write[longest + 1 :])
+        write = smaller
     read = (spec.in_channels, *_read(tiling, write))
     # A linear congruence, not a random generator: their streams change between versions.
     numbers = np.arange(prod(read), dtype=np.uint64) * np.uint64(2654435761) >> np.uint64(16)

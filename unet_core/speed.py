@@ -19,7 +19,7 @@ import torch
 
 from unet_core import budget
 from unet_core.architecture import UNetSpec
-from unet_core.devices import device_name
+from unet_core.devices import device_name, release_memory
 from unet_core.geometry import Box, Shape, round_up
 from unet_core.inference import Predictor
 from unet_core.model import UNet
@@ -88,6 +88,7 @@ def _measured(spec: UNetSpec, device: str, dtype: str, sizes: list[int]) -> Poin
     for _ in range(_ROUNDS):
         for option in best:
             best[option] = max(best[option], rate_of(predictor, option.tile))
+    release_memory()  # of the largest tile, which the workers will want
     return tuple(
         (option.memory, rate) for option, rate in sorted(best.items(), key=lambda item: item[0].memory)
     )

@@ -107,6 +107,15 @@ class Tiling:
         return write.grow(self.footprint.lower, self.footprint.upper)
 
 
+def halved(tile: Shape, stride: Shape) -> Shape | None:
+    """A tile with the side halved that is the most strides long; None for the smallest tile."""
+    longest = max(range(3), key=lambda axis: tile[axis] // stride[axis])
+    if tile[longest] <= stride[longest]:
+        return None
+    half = round_up(tile[longest] // 2, stride[longest])
+    return (*tile[:longest], half, *tile[longest + 1 :])
+
+
 def _tiles_hull(box: Box, tile: Shape) -> Box:
     return box.coarsen(tile).refine(tile)
 

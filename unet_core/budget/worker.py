@@ -112,31 +112,38 @@ def disk_bytes(tiling: Tiling, *, classes: int, probabilities: bool) -> int:
 
 
 def tile_memory(device: str) -> int:
-    """Bytes that one tile's forward pass may take; depends on the machine, not on the number of workers."""
-    if device == "cuda":
-        import torch
+    """Bytes that one tile's forward pass may take; depends on the machine, not on the number of workers.
 
-        return int(torch.cuda.mem_get_info()[0] * 0.6)
+    InputError for a GPU where this process sees none.
+    """
+    if device == "cuda":
+        return int(_free_on_gpu() * 0.6)
     return min(TILE_MEMORY, psutil.virtual_memory().total // max(psutil.cpu_count() or 1, 1) // 2)
 
 
 def require_memory(needed: WorkerMemory, device: str, *, workers: int, available: int | None) -> None:
-    """Refuse a plan that this machine cannot hold with so many workers on it.
+    """Refuse a plan whose workers do not fit into the memory of this machine, or into what they may have.
 
     Raises
     ------
     InputError
         Naming what is needed, what is there and the options to change.
     """
-    host = needed.total
-    if device == "cuda":
-        import torch
-
-        # The forward pass lives on the device, one worker to each; the host keeps blocks.
-        host -= needed.forward
-        _require("the GPU's memory", needed.forward, int(torch.cuda.mem_get_info()[0]), "--tile", needed, 1)
+    # On GPUs the forward pass lives on the device; the host keeps blocks.
+    host = needed.total - (needed.forward if device == "cuda" else 0)
     free = psutil.virtual_memory().available if available is None else available
     _require("memory", workers * host, free, "--tile or --block, or fewer --workers", needed, workers)
+
+
+def require_gpu_memory(needed: WorkerMemory) -> None:
+    """As `require_memory`, for the GPU of this machine: there is one worker to each."""
+    _require("the GPU's memory", needed.forward, _free_on_gpu(), "--tile", needed, 1)
+
+
+def _free_on_gpu() -> int:
+    from unet_core.devices import free_memory  # with torch, which plans for CPUs do without
+
+    return free_memory("cuda")
 
 
 def _require(what: str, total: int, free: int, options: str, needed: WorkerMemory, workers: int) -> None:

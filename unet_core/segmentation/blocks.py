@@ -12,7 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unet_core import budget, inference, pyramid
+from unet_core.architecture import UNetSpec
 from unet_core.checkpoint import load_model
+from unet_core.devices import fast_dtype
 from unet_core.errors import DataError, InputError
 from unet_core.geometry import Box, Shape
 from unet_core.instances import begin_instances, create_final, only_level
@@ -28,6 +30,7 @@ from unet_core.segmentation.plan import KIND, PREDICT, SegmentPlan
 from unet_core.segmentation.planning import Planned, identity_of
 from unet_core.table import TablePlan, quanta_of
 from unet_core.tile_choice import choose_tile
+from unet_core.tiling import Tile, halved
 from unet_core.volumes import Store, Volume, create_multiscale, open_for_writing, write_box
 
 _CLASSES = np.dtype(np.uint8)  # of classes and probabilities
@@ -74,13 +77,30 @@ def _table_of(plan: SegmentPlan, volume: Volume, scale: Scale) -> TablePlan:
 
 def _choose_dtype(plan: SegmentPlan, volume: Volume, network: UNet, scale: Scale) -> str:
     """Decide on the middle block's first tile, or on the next that can be decoded."""
+    fast = fast_dtype(plan.device)
+    if fast is None:
+        return "float32"
     count = len(plan.tiling.blocks)
     for index in range(count // 2, min(count // 2 + _TRIED, count)):
-        tile = next(plan.tiling.tiles(index))
+        tile = _in_memory_of(fast, next(plan.tiling.tiles(index)), network.spec, plan)
         with suppress(DataError):
             data = volume.read(tile.read)
             return inference.choose_dtype(network, data, tile, scale=scale, device=plan.device)
     return "float32"
+
+
+def _in_memory_of(fast: str, tile: Tile, spec: UNetSpec, plan: SegmentPlan) -> Tile:
+    """As much of a tile as float32 computes in the memory that was counted, which is for the `fast` type."""
+    foot, flat = plan.tiling.footprint, 3 - spec.ndim
+    read, write = tile.read, tile.write
+    counted = budget.forward_bytes(spec, read.shape[flat:], fast, plan.device)
+    while budget.forward_bytes(spec, read.shape[flat:], "float32", plan.device) > counted:
+        smaller = halved(write.shape, foot.stride)
+        if smaller is None:
+            break
+        write = Box.of_shape(smaller).shift(write.lower)
+        read = write.grow(foot.lower, foot.upper)
+    return Tile(read, write, write)
 
 
 def start(planned: Planned, resolved: SegmentPlan) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from unet_core import budget
 from unet_core.architecture import UNetSpec
-from unet_core.devices import fast_dtype
+from unet_core.devices import device_kind, fast_dtype
 from unet_core.geometry import Box, Shape
 from unet_core.keeping import Keeper
 from unet_core.segmentation.request import SegmentRequest
@@ -30,7 +30,11 @@ def counted(dtype: str, device: str) -> str:
 
 @dataclass(frozen=True)
 class Fitting:
-    """Tiles of one network over one region. `dtype` is the one that memory is counted in: never "auto"."""
+    """Tiles of one network over one region.
+
+    `dtype` is the one that memory is counted in: never "auto". `tile_memory` is what one forward pass may
+    take on the workers' device, as found when the run was planned; None for a run that goes on.
+    """
 
     request: SegmentRequest
     volume: Volume
@@ -39,11 +43,15 @@ class Fitting:
     device: str
     dtype: str
     keeper: Keeper | None
+    tile_memory: int | None
 
     @property
     def memory(self) -> int:
         """Bytes that one forward pass may take."""
-        return self.request.memory or budget.tile_memory(self.device)
+        return self.request.memory or self._tile_memory()
+
+    def _tile_memory(self) -> int:
+        return budget.tile_memory(self.device) if self.tile_memory is None else self.tile_memory
 
     def tiling(self, tile: Shape, block: Shape | None = None) -> Tiling:
         """Tiles of this shape, in blocks of a shard or of what is asked for."""
@@ -96,10 +104,11 @@ class Fitting:
 
     def options(self, tiling: Tiling, rates: Rates | None) -> list[TileOption]:
         """Tiles that this one was chosen from, the best first; all tiles where it was asked for."""
-        memory = budget.tile_memory(self.device)
-        if self.request.tile is None:  # those that take more did not fit
-            read = tiling.read_shape[3 - self.spec.ndim :]
-            memory = budget.forward_bytes(self.spec, read, self.dtype, self.device)
+        read = tiling.read_shape[3 - self.spec.ndim :]
+        memory = budget.forward_bytes(self.spec, read, self.dtype, self.device)
+        # Where it was chosen, those that take more did not fit; of a GPU elsewhere nothing else is known.
+        if self.request.tile is not None and self.device == device_kind():
+            memory = self._tile_memory()
         return tile_options(
             self.spec,
             self.volume.shape,

@@ -76,7 +76,13 @@ class Planned:
             return self
         request, rates = replace(self.request, dtype="float32"), self.rates
         measure = None if rates is None else lambda *_: rates
-        return plan_segmentation(request, workers=None, device=self.plan.device, measure=measure)
+        return plan_segmentation(
+            request,
+            workers=None,
+            device=self.plan.device,
+            tile_memory=self.fitting.tile_memory,
+            measure=measure,
+        )
 
     @property
     def resumed(self) -> bool:
@@ -103,6 +109,7 @@ def plan_segmentation(
     workers: int | None = 1,
     memory: int | None = None,
     device: str | None = None,
+    tile_memory: int | None = None,
     measure: Measure | None = None,
 ) -> Planned:
     """Check everything that can be checked and decide everything that is open; writes nothing.
@@ -114,6 +121,8 @@ def plan_segmentation(
         workers run elsewhere, and this machine's memory says nothing about theirs.
     device
         What the workers compute on; None: what this process has.
+    tile_memory
+        Bytes that one forward pass may take there; None: what this machine can give.
     measure
         How fast that is with tiles of several sizes, for runs so long that it pays off; None: equally fast
         with all.
@@ -160,7 +169,10 @@ def plan_segmentation(
     if record is not None:
         plan = SegmentPlan.from_dict(record.plan)
         kind, dtype = plan.device, plan.dtype
-    fitting = Fitting(request, volume, spec, roi, kind, counted(dtype, kind), keeper)
+    if record is None and tile_memory is None:
+        # Once: when workers have begun to compute, less of a GPU is free.
+        tile_memory = budget.tile_memory(kind)
+    fitting = Fitting(request, volume, spec, roi, kind, counted(dtype, kind), keeper, tile_memory)
     rates = None
     if record is None:
         tile, rates = _tile_of(fitting, measure)
@@ -196,6 +208,8 @@ def plan_segmentation(
     if request.memory is not None:
         budget.require_memory(planned.memory, plan.device, workers=1, available=request.memory)
     if workers is not None:
+        if plan.device == "cuda":
+            budget.require_gpu_memory(planned.memory)
         budget.require_memory(planned.memory, plan.device, workers=workers, available=memory)
         if plan.instances is not None:
             require_instance_memory(

@@ -153,9 +153,13 @@ class Trainer:
             for name, tensor in groups["average"].items():
                 self._average.weights[name].copy_(tensor)
         state: dict[int, dict[str, Tensor]] = {}
+        parameters = list(self.network.parameters())
         for name, tensor in groups["optimiser"].items():
             index, _, entry = name.partition(".")
-            state.setdefault(int(index), {})[entry] = tensor
+            weight = parameters[int(index)]
+            # In the weight's memory format, as it was: on GPUs another one means other kernels.
+            alike = tensor.shape == weight.shape
+            state.setdefault(int(index), {})[entry] = _laid_out_as(weight, tensor) if alike else tensor
         self._optimiser.load_state_dict({**self._optimiser.state_dict(), "state": state})
         self._scaler.load_state_dict(facts["scaler"])
 
@@ -164,6 +168,10 @@ def weights_in(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """`Trainer.weights` when it had this `Trainer.state`."""
     kinds = ("network.", "average.")  # the average of a tensor, where there is one, over the tensor
     return {name.removeprefix(kind): state[name] for kind in kinds for name in state if name.startswith(kind)}
+
+
+def _laid_out_as(weight: Tensor, tensor: Tensor) -> Tensor:
+    return torch.empty_like(weight, requires_grad=False, dtype=tensor.dtype).copy_(tensor)
 
 
 def _seed(*numbers: int) -> int:
