@@ -1,7 +1,7 @@
 """What deploy/ brings for containers and clusters, as far as it can be checked without an engine.
 
-Docker's own Compose reads its files, hadolint the Dockerfile, Kubernetes' schemas judge the manifests, shellcheck
-the batch script; and every command that stands anywhere is parsed by the command line it is for.
+Docker's own Compose reads its files, hadolint the Dockerfile, Kubernetes' schemas judge the manifests,
+shellcheck the batch script; and every command that stands anywhere is parsed by the command line it is for.
 """
 
 from __future__ import annotations
