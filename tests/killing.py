@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import sqlite3
@@ -151,11 +152,30 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+# The database that the first server of this process made for itself, as it was before anything was in it.
+_made: list[Path] = []
+
+
+def prefect_home(folder: Path) -> Path:
+    """A home for a Prefect server; to make its database anew would take longer than all else it does."""
+    folder.mkdir(exist_ok=True)
+    if _made:
+        shutil.copyfile(_made[0], folder / "prefect.db")
+    return folder
+
+
+def _keep_database(home: Path) -> None:
+    copy = home / "made.db"
+    with closing(sqlite3.connect(home / "prefect.db")) as there, closing(sqlite3.connect(copy)) as here:
+        there.backup(here)
+    _made.append(copy)
+
+
 @contextmanager
 def prefect_server(home: Path) -> Iterator[dict[str, str]]:
     """A Prefect server for several commands, as an environment for them: it starts only once."""
     port = free_port()
-    environment = {"PREFECT_HOME": str(home), "PREFECT_API_URL": f"http://127.0.0.1:{port}/api"}
+    environment = {"PREFECT_HOME": str(prefect_home(home)), "PREFECT_API_URL": f"http://127.0.0.1:{port}/api"}
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     process = subprocess.Popen(
         command,
@@ -173,22 +193,13 @@ def prefect_server(home: Path) -> Iterator[dict[str, str]]:
 
     try:
         wait_until(answers, "Prefect's server")
+        if not _made:
+            _keep_database(home)
         yield environment
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-
-
-def migrated_home(home: Path, server: dict[str, str]) -> Path:
-    """A home for another server, with a copy of this one's database: to make one takes longer than a run."""
-    home.mkdir()
-    with (
-        closing(sqlite3.connect(Path(server["PREFECT_HOME"]) / "prefect.db")) as there,
-        closing(sqlite3.connect(home / "prefect.db")) as here,
-    ):
-        there.backup(here)
-    return home
 
 
 @dataclass

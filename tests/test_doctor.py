@@ -16,6 +16,7 @@ from typing import Any
 
 import psutil
 import pytest
+from killing import prefect_home
 from rich.console import Console
 
 from flows import doctor
@@ -28,7 +29,7 @@ def found(findings: list[Finding], name: str) -> Finding:
 
 def test_this_machine_is_fine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything for real: Prefect's ephemeral API and a Dask worker start and answer."""
-    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
+    monkeypatch.setenv("PREFECT_HOME", str(prefect_home(tmp_path / "prefect")))
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     findings = examine()
     assert [f for f in findings if not f.ok] == []

@@ -22,7 +22,7 @@ from killing import (
     dask_cluster,
     done,
     make_inputs,
-    migrated_home,
+    prefect_home,
     segment_command,
     soak,
     voxels,
@@ -163,13 +163,11 @@ def test_an_ingest_is_killed(server: dict[str, str], tmp_path: Path) -> None:
     assert verify(str(to)).sound
 
 
-def test_prefects_server_is_killed(
-    root: Path, server: dict[str, str], reference: dict[str, bytes], tmp_path: Path
-) -> None:
+def test_prefects_server_is_killed(root: Path, reference: dict[str, bytes], tmp_path: Path) -> None:
     """The embedded one: the run goes on to its end, and says that Prefect was not told."""
     to = tmp_path / "labels.zarr"
     # Each of the calls that fail would be tried twice more, seconds apart.
-    environment = {"PREFECT_HOME": str(migrated_home(tmp_path / "prefect", server)), "PREFECT_API_URL": ""}
+    environment = {"PREFECT_HOME": str(prefect_home(tmp_path / "prefect")), "PREFECT_API_URL": ""}
     environment["PREFECT_CLIENT_MAX_RETRIES"] = "0"
     running = begin(root, to, environment)
     wait_for_blocks(running, to, 3)

@@ -86,22 +86,21 @@ def test_a_watch_that_is_killed_and_two_that_go_on_together(work):  # noqa: F811
         same_labels(work, name, work, tile=(1, 64, 64))
 
 
+@pytest.mark.usefixtures("in_prefect")
 def test_through_prefect_and_dask(work):  # noqa: F811
     """The flow as it is deployed: each volume a run of `segment` below it, their states in a table."""
     from prefect.client.orchestration import get_client
-    from prefect.testing.utilities import prefect_test_harness
 
     from flows.watch import watch
 
     shutil.rmtree(work / "in/day")
     shutil.rmtree(work / "in/b.zarr")
     write_image(work / "in/b.zarr", "czyx")
-    with prefect_test_harness(server_startup_timeout=120):
-        with pytest.raises(IncompleteRunError, match="1 of 2 volumes failed") as end:
-            watch(**config(work, workers=1).model_dump())
-        with get_client(sync_client=True) as client:
-            runs = {flow_run.name: flow_run for flow_run in client.read_flow_runs()}
-            (table,) = [artifact for artifact in client.read_artifacts() if artifact.key == "volumes-in"]
+    with pytest.raises(IncompleteRunError, match="1 of 2 volumes failed") as end:
+        watch(**config(work, workers=1).model_dump())
+    with get_client(sync_client=True) as client:
+        runs = {flow_run.name: flow_run for flow_run in client.read_flow_runs()}
+        (table,) = [artifact for artifact in client.read_artifacts() if artifact.key == "volumes-in"]
     assert states(end.value.document) == {"a.zarr": "segmented", "b.zarr": "failed"}
     assert runs[f"watch {work}/in"].state_name == "Failed"
     below = runs[f"segment {work}/in/a.zarr"]
