@@ -34,6 +34,9 @@ _SLOWEST = (
     "test_train_flow.py",
     "test_segment_flow.py",
     "test_ranks.py",
+    "test_deployments.py",
+    "test_watch_flow.py",
+    "test_cluster.py",
     "test_exactness.py",
 )
 
