@@ -288,8 +288,7 @@ def test_a_rank_in_a_process_of_its_own_trains_the_same(tmp_path):
         job = {"output": store.url, "fingerprint": record.fingerprint, "epoch": lease.epoch, "loaders": 1}
         place = {"rank": 0, "world": 1, "gpu": gpus.seen()[0][0], "host": "127.0.0.1"}
         told = rank_host.run({**job, **place}, progress.append, lambda: True)
-    assert told["code"] == 0, told
-    assert told["done"]["step"] == plan.settings.steps
+    assert told.get("done", {}).get("step") == plan.settings.steps, told
     assert progress
     found = training.trained_by_others(plan, Checkpoints(store), stopped=False)
     assert same_weights(found.network, training.run(plan).network)
