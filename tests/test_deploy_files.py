@@ -262,6 +262,20 @@ def allowed(role: str) -> dict[tuple[str, str], set[str]]:
     }
 
 
+def test_the_jobs_of_runs_name_what_the_manifests_make() -> None:
+    properties = json.loads((DEPLOY / "work-pools" / "kubernetes.json").read_text())["variables"][
+        "properties"
+    ]
+    default = {name: field.get("default") for name, field in properties.items()}
+    assert default["namespace"] in of_kind("Namespace")
+    assert default["service_account_name"] in of_kind("ServiceAccount")
+    (volume,) = default["volumes"]
+    assert volume["persistentVolumeClaim"]["claimName"] in of_kind("PersistentVolumeClaim")
+    # As `unet-flows deploy --pool-type kubernetes` names it.
+    (container,) = pod_of(of_kind("Deployment")["worker"])["containers"]
+    assert "--pool=unet-flows-kubernetes" in container["args"]
+
+
 # SLURM
 
 
@@ -325,7 +339,7 @@ def parsed(command: list[str]) -> str | None:
 
 def test_every_command_is_one_and_takes_its_options() -> None:
     names = {parsed(command) for command in commands()}
-    assert names >= {"worker", "certificates", "dask scheduler", "segment", "status"}
+    assert names >= {"certificates", "dask scheduler", "deploy", "doctor", "segment", "status", "worker"}
     with pytest.raises(Exception, match="No such option"):
         parsed(["unet-flows", "worker", "tls://scheduler:8786", "--certificates=x"])
 
