@@ -1,7 +1,7 @@
 """What deploy/ brings for containers and clusters, as far as it can be checked without an engine.
 
 Docker's own Compose reads its files, hadolint the Dockerfile, Kubernetes' schemas judge the manifests,
-shellcheck the batch script; and every command that stands anywhere is parsed by the command line it is for.
+shellcheck the batch script; and every command that stands anywhere is parsed by the program it is for.
 """
 
 from __future__ import annotations
@@ -262,6 +262,20 @@ def allowed(role: str) -> dict[tuple[str, str], set[str]]:
     }
 
 
+def test_the_jobs_of_runs_name_what_the_manifests_make() -> None:
+    properties = json.loads((DEPLOY / "work-pools" / "kubernetes.json").read_text())["variables"][
+        "properties"
+    ]
+    default = {name: field.get("default") for name, field in properties.items()}
+    assert default["namespace"] in of_kind("Namespace")
+    assert default["service_account_name"] in of_kind("ServiceAccount")
+    (volume,) = default["volumes"]
+    assert volume["persistentVolumeClaim"]["claimName"] in of_kind("PersistentVolumeClaim")
+    # As `unet-flows deploy --pool-type kubernetes` names it.
+    (container,) = pod_of(of_kind("Deployment")["worker"])["containers"]
+    assert "--pool=unet-flows-kubernetes" in container["args"]
+
+
 # SLURM
 
 
@@ -286,15 +300,17 @@ def test_the_profile_is_valid_also_with_what_is_to_be_filled_in(tmp_path: Path) 
 # Commands and settings, wherever they stand
 
 
+_RUN_BY = r"(?:(?:sbatch|dc exec|docker run) .*?)?"
+_COMMAND = rf"^[# ]*{_RUN_BY}\b((?:unet-flows(?:\.sbatch)? [a-z]|dask scheduler ).*?)(?:   .*)?$"
+
+
 def commands() -> Iterator[list[str]]:
-    """Every command line under deploy/."""
+    """Every command line under deploy/; three spaces part it from words about it."""
     for file in sorted(DEPLOY.rglob("*")):
         if file.is_file() and file.suffix not in {".json", ".pyc"}:
             text = re.sub(r"\\\n[# ]*", "", file.read_text())
-            for line in re.findall(r"^[#\s>]*(?:\$ )?(unet-flows [a-z].*)$", text, flags=re.MULTILINE):
-                yield shlex.split(line, comments=True)
-            for line in re.findall(r"^[#\s]*sbatch .*?unet-flows\.sbatch (.*)$", text, flags=re.MULTILINE):
-                yield ["unet-flows", *shlex.split(line, comments=True)]
+            for line in re.findall(_COMMAND, text, flags=re.MULTILINE):
+                yield shlex.split(line.replace("unet-flows.sbatch", "unet-flows"), comments=True)
     for service in composed()["services"].values():
         yield service.get("command") or []
     for manifest in rendered():
@@ -308,7 +324,9 @@ def parsed(command: list[str]) -> str | None:
         case ["sh", "-c", script]:
             return parsed(shlex.split(script.partition("||")[2]))
         case ["dask", "scheduler", *options]:
-            dask_scheduler.make_context("scheduler", options)
+            # Dask asks whether certificates are there.
+            there = [re.sub(r"[^=]*\.pem$", __file__, option) for option in options]
+            dask_scheduler.make_context("scheduler", there)
             return "dask scheduler"
         case ["unet-flows", name, *options]:
             group = typer.main.get_command(app)
@@ -321,7 +339,7 @@ def parsed(command: list[str]) -> str | None:
 
 def test_every_command_is_one_and_takes_its_options() -> None:
     names = {parsed(command) for command in commands()}
-    assert names >= {"worker", "certificates", "dask scheduler", "segment", "status"}
+    assert names >= {"certificates", "dask scheduler", "deploy", "doctor", "segment", "status", "worker"}
     with pytest.raises(Exception, match="No such option"):
         parsed(["unet-flows", "worker", "tls://scheduler:8786", "--certificates=x"])
 
