@@ -43,9 +43,11 @@ from flows.deployments.definitions import (
     read_definitions,
     read_pool_template,
 )
+from flows.deployments.parameters import checked
 from flows.deployments.pools import ensure_pool
 from flows.deployments.schedules import schedules_of
 from flows.inspection import status, verify
+from flows.segment import segment
 from unet_core.errors import InputError, RunError
 from unet_core.ledger import read_status
 from unet_core.volumes import Store
@@ -128,6 +130,26 @@ def test_a_file_that_is_not_ours_is_refused(tmp_path: Path, text: str, said: str
     assert said in str(refused.value)
 
 
+def test_typed_values_become_what_the_flow_takes() -> None:
+    schema = parameter_schema(segment).model_dump(exclude_unset=True)
+    typed = {
+        "tile": "64,64,64",
+        "level": "1",
+        "skip_below": "2.5",
+        "probabilities": "true",
+        "channels": "0",
+        "cluster": '{"kind": "local", "workers": 2}',
+    }
+    assert checked("segment", typed, schema) == {
+        "tile": "64,64,64",
+        "level": 1,
+        "skip_below": 2.5,
+        "probabilities": True,
+        "channels": "0",
+        "cluster": {"kind": "local", "workers": 2},
+    }
+
+
 @pytest.mark.parametrize("values", [{"cron": "at night"}, {"cron": "0 1 * * *", "timezone": "Narnia"}])
 def test_a_schedule_that_is_none_is_refused(values: dict[str, str]) -> None:
     with pytest.raises(InputError, match="this schedule is not valid"):
@@ -186,8 +208,8 @@ def test_prefects_own_command_makes_the_same_deployments(
     assert set(deploy(server).values()) == {"unchanged"}
 
     # What people and --set have said stays; what they did twice does not.
-    segment = client.read_deployment_by_name("segment/segment")
-    assert [s.active for s in segment.schedules] == [False]
+    there = client.read_deployment_by_name("segment/segment")
+    assert [s.active for s in there.schedules] == [False]
     (zombies,) = read_automations(DEPLOY / "automations").values()
     client.create_automation(AutomationCore.model_validate(zombies))
     client.pause_automation(client.read_automations_by_name("unet-flows volume arrived")[0].id)
@@ -201,9 +223,9 @@ def test_prefects_own_command_makes_the_same_deployments(
     changed = {name for name, what in did.items() if what != "unchanged"}
     assert changed == {"segment/segment", "segment/segment nightly", "unet-flows zombie runs"}
     assert set(deploy(server).values()) == {"unchanged"}
-    segment = client.read_deployment_by_name("segment/segment")
-    assert segment.parameters == {"volume": "/data/a.zarr", "model": "/model", "to": "/labels", "workers": 2}
-    assert [s.active for s in segment.schedules] == [True]
+    there = client.read_deployment_by_name("segment/segment")
+    assert there.parameters == {"volume": "/data/a.zarr", "model": "/model", "to": "/labels", "workers": 2}
+    assert [s.active for s in there.schedules] == [True]
     assert not client.read_automations_by_name("unet-flows volume arrived")[0].enabled
     assert len(client.read_automations_by_name("unet-flows zombie runs")) == 1
 
@@ -217,9 +239,9 @@ def test_prefects_own_command_makes_the_same_deployments(
         "segment/segment",
         "segment/segment nightly",
     }
-    segment = client.read_deployment_by_name("segment/segment")
-    assert segment.parameters["workers"] == 3
-    assert [(s.schedule.cron, s.active) for s in segment.schedules] == [("30 4 * * *", True)]
+    there = client.read_deployment_by_name("segment/segment")
+    assert there.parameters["workers"] == 3
+    assert [(s.schedule.cron, s.active) for s in there.schedules] == [("30 4 * * *", True)]
 
 
 @pytest.mark.parametrize(
