@@ -14,7 +14,8 @@ from unet_core.errors import InputError, RunError
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
 
-_PATIENCE = 5.0  # seconds that a server may take to say that it is there
+# Seconds: nobody is there, or somebody who is busy.
+_PATIENCE = httpx.Timeout(30.0, connect=5.0)
 _SHOWN = 1000  # characters of what it says
 _PROBLEM = "Prefect's server cannot be reached"
 
