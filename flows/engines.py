@@ -33,6 +33,7 @@ from flows.wanted import wanted
 from unet_core.errors import RunError
 
 _LOOK_EVERY = 5.0  # seconds between two looks at a cluster that gives no outcome
+_TO_LEAVE = 1.0  # seconds in which a worker without time computes nothing, so that it can be sent away
 _COUNT_EVERY = 1.0  # seconds between two questions to the scheduler for its workers
 
 
@@ -159,7 +160,7 @@ class OnWorkers:
         self._workers_seen = time.monotonic()
         self._counted: tuple[float, int] | None = None
         self._longest = 0.0
-        self._leaving: set[str] = set()
+        self._leaving: str | None = None
 
     @property
     def workers(self) -> int:
@@ -214,6 +215,10 @@ class OnWorkers:
                 answer = Answer(died=indices)
             # A finished future that is held would be computed again if its worker died.
             future.release()
+            if self._leaving is not None:
+                # Refused while it alone holds an answer: then its next one says it again.
+                self._client.retire_workers([self._leaving])
+                self._leaving = None
             return answer
 
     def dismiss(self, worker: str) -> None:
@@ -235,8 +240,7 @@ class OnWorkers:
             tried: Tried = future.result()
             if blocks := len(tried.outcomes):
                 self._longest = max(self._longest, tried.seconds / blocks)
-            if tried.leaving is not None:
-                self._let_go(tried.leaving)
+            self._leaving = tried.leaving
             there = {index for index, _ in tried.outcomes}
             untried = [index for index in indices if index not in there]
             return Answer(tried.outcomes, untried=untried, seconds=tried.seconds)
@@ -244,12 +248,6 @@ class OnWorkers:
             # Not the blocks' own errors, which come as outcomes: each is told what Dask says.
             return Answer([(index, lost(f"{type(error).__name__}: {error}")) for index in indices])
         return Answer(died=indices)
-
-    def _let_go(self, address: str) -> None:
-        """A worker whose time is up goes; whoever started it is asked for another."""
-        if address not in self._leaving:
-            self._leaving.add(address)
-            self._client.retire_workers([address])
 
     def _count_workers(self) -> int:
         with self._connected():
@@ -310,6 +308,8 @@ def _on_worker(work: Work, indices: Sequence[int], limit: float, longest: float)
             worker=this_worker(),
         )
         return Tried([(indices[0], refused)], 0.0)
+    if not tried.outcomes:
+        time.sleep(_TO_LEAVE)
     return replace(tried, leaving=get_worker().address)
 
 

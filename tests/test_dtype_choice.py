@@ -74,6 +74,9 @@ def test_float32_is_tried_in_the_memory_that_was_counted_for_16_bits(
     scale: Any = None
     assert blocks._choose_dtype(plan, volume, network, scale) == "bfloat16"
     (part,) = tried
+    if device == "cpu":
+        assert part.write == tiling.roi, "all that there is to compare"
+        return
     flat = 3 - spec.ndim
     counted = budget.forward_bytes(spec, tiling.read_shape[flat:], "bfloat16", device)
     assert budget.forward_bytes(spec, part.read.shape[flat:], "float32", device) <= counted

@@ -230,6 +230,7 @@ def remount(mount: Path, mode: str) -> int:
     ).returncode
 
 
+@pytest.mark.unattended
 def test_a_short_soak(
     root: Path, server: dict[str, str], reference: dict[str, bytes], tmp_path: Path
 ) -> None:

@@ -24,3 +24,5 @@ as_postgres "$binaries/createdb" -h "$folder" -U postgres prefect
 
 export PREFECT_API_DATABASE_CONNECTION_URL="postgresql+asyncpg://postgres@/prefect?host=$folder"
 python -m pytest -m "unattended or not unattended" tests/test_deployments.py tests/test_zombies.py "$@"
+unset PREFECT_API_DATABASE_CONNECTION_URL
+python -m pytest -m unattended tests/test_faults.py "$@"

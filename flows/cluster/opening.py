@@ -32,8 +32,6 @@ _SETTINGS = {
     "distributed.scheduler.worker-saturation": 1.0,
     "distributed.comm.timeouts.connect": "60s",
     "distributed.admin.large-graph-warning-threshold": "10MB",
-    # A job that ended is asked for anew, and soon.
-    "distributed.deploy.lost-worker-timeout": "5s",
 }
 _MODULES = {  # loaded when they are needed: each is a library of its own
     "local": "flows.cluster.local:start",
@@ -117,7 +115,10 @@ def cluster_patience() -> float:
 
 @contextmanager
 def _opened(config: ClusterConfig) -> Iterator[Source]:
-    settings = {**_SETTINGS, _PATIENCE: f"{config.patience * 60:.0f}s"}
+    # A job that ended is asked for anew, and soon; a process here comes back by its nanny, which must stay.
+    lost = "1h" if isinstance(config, Local) else "5s"
+    patience = f"{config.patience * 60:.0f}s"
+    settings = {**_SETTINGS, _PATIENCE: patience, "distributed.deploy.lost-worker-timeout": lost}
     module, _, name = _MODULES[config.kind].partition(":")
     opener: Callable[[ClusterConfig], AbstractContextManager[Source]] = getattr(import_module(module), name)
     with dask.config.set(settings), opener(config) as source:

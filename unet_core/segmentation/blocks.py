@@ -90,7 +90,12 @@ def _choose_dtype(plan: SegmentPlan, volume: Volume, network: UNet, scale: Scale
 
 
 def _in_memory_of(fast: str, tile: Tile, spec: UNetSpec, plan: SegmentPlan) -> Tile:
-    """As much of a tile as float32 computes in the memory that was counted, which is for the `fast` type."""
+    """As much of a tile as a GPU computes in float32 in the memory that was counted, for the `fast` type.
+
+    A CPU has room for all of it: the fewer voxels are compared, the more chance decides.
+    """
+    if plan.device == "cpu":
+        return tile
     foot, flat = plan.tiling.footprint, 3 - spec.ndim
     read, write = tile.read, tile.write
     counted = budget.forward_bytes(spec, read.shape[flat:], fast, plan.device)
