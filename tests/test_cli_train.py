@@ -79,9 +79,9 @@ def test_a_misspelt_option_value_is_told_with_what_was_meant(run, here):  # noqa
     [
         ("cluster = 3", ["cluster", "not a table"]),
         ('workers = 2\n[cluster]\nkind = "local"', ["cluster: unknown key"]),
-        ('address = "tcp://host:8786"', ['kind = "address"', "go together"]),
-        ('kind = "address"', ['kind = "address"', "go together"]),
-        ('kind = "class"', ["cluster_class", "go together"]),
+        ('address = "tcp://host:8786"', ["address: unknown key"]),
+        ('kind = "address"', ["address: Field required"]),
+        ('kind = "class"', ["cluster_class: Field required"]),
     ],
 )
 def test_cluster_files_that_would_not_count(run, here, cluster, facts):  # noqa: F811
