@@ -37,6 +37,9 @@ _SLOWEST = (
     "test_deployments.py",
     "test_watch_flow.py",
     "test_cluster.py",
+    "test_slurm.py",
+    "test_deployments.py",
+    "test_cluster.py",
     "test_exactness.py",
 )
 
