@@ -35,10 +35,8 @@ _SLOWEST = (
     "test_segment_flow.py",
     "test_ranks.py",
     "test_deployments.py",
-    "test_watch_flow.py",
-    "test_cluster.py",
     "test_slurm.py",
-    "test_deployments.py",
+    "test_watch_flow.py",
     "test_cluster.py",
     "test_exactness.py",
 )
