@@ -24,6 +24,7 @@ from unet_core.errors import RunError, UnetFlowsError
 _LOOK = 0.5  # seconds between two looks at the ranks
 _LOOK_AT_WORKERS = 3.0
 _LAST_WORDS = 3.0
+_TO_LEAVE = 10.0
 _MEETING = 300.0  # seconds until the first rank has loaded its libraries and said where to meet
 _ARRIVAL = 600.0  # seconds that a training waits for the workers that its cluster was asked for
 _WORKERS_PATIENCE = 60.0  # seconds that it waits, after a death, for as many as it had
@@ -112,8 +113,12 @@ class RankedTraining:
 
     def _leave(self, workers: list[str]) -> None:
         """Those whose time is nearly up go; whoever started them is asked for others."""
-        with suppress(OSError, KeyError, ValueError):
-            self.client.retire_workers(workers)
+        until = time.monotonic() + _TO_LEAVE
+        # Dask keeps a worker that alone holds an answer, until it has heard that nobody wants that.
+        while set(workers) & set(self.workers()) and time.monotonic() < until:
+            with suppress(OSError, KeyError, ValueError):
+                self.client.retire_workers(workers)
+            time.sleep(_LOOK)
 
     def _deadline(self, workers: list[str]) -> float | None:
         """When the ranks have to be through, in seconds since the epoch; None where they have time."""

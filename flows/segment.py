@@ -16,7 +16,6 @@ from flows.config import Local, SegmentConfig, read_cluster, validate
 from flows.instances import PATIENCE, follow
 from flows.outcome import IncompleteRunError, owned, require_failures
 from flows.parsing import parse_box, parse_bytes, parse_integers, parse_shape
-from flows.report.closing import report_segmentation
 from flows.signatures import takes
 from unet_core import speed
 from unet_core.architecture import UNetSpec
@@ -25,7 +24,7 @@ from unet_core.errors import InputError
 from unet_core.instances import InstanceRequest
 from unet_core.keeping import KeepRequest
 from unet_core.ledger import clear, read_record
-from unet_core.segmentation import Planned, SegmentRequest, plan_segmentation, prepare_final
+from unet_core.segmentation import Planned, SegmentPlan, SegmentRequest, plan_segmentation, prepare_final
 from unet_core.tile_choice import Rates
 from unet_core.volumes import Store
 
@@ -149,48 +148,56 @@ def _segment(**parameters: Any) -> dict[str, Any]:
     cluster = read_cluster(config.cluster, workers=config.workers)
     planned = plan(config)
     output = Store(config.to)
-    # The cluster first: where it cannot be had, nothing is written.
-    with open_workers(cluster) as workers, owned("segment", output) as run:
-        run.need = workers.need
-        remote = not isinstance(cluster, Local)
-        # Or another run has begun, or was cleared away, since we looked.
-        if remote or planned.resumed != (read_record(output) is not None):
-            planned = plan(config, client=workers.client if remote else None)
-        if config.restart:
-            clear(output)
-        resolved = tasks.prepare(planned)
-        stages = resolved.stages
-        run.take_over(stages)
-        predict = partial(
-            tasks.predict,
-            run=run,
-            stage=stages[0],
-            model=planned.model.url,
-            timeout=config.block_timeout or PATIENCE + planned.macs / stages[0].count / _SLOWEST_MACS,
-            only_failed=config.retry_failed,
-        )
-        if run.do(predict):
-            workers.for_cpu_stages()
-            follow(
-                run,
-                instances=resolved.instances,
-                levels=resolved.pyramid,
-                prepare=partial(prepare_final, output, resolved),
-                timeout=config.block_timeout,
+    try:
+        # The cluster first: where it cannot be had, nothing is written.
+        with open_workers(cluster) as workers, owned("segment", output) as run:
+            run.need = workers.need
+            remote = not isinstance(cluster, Local)
+            # Or another run has begun, or was cleared away, since we looked.
+            if remote or planned.resumed != (read_record(output) is not None):
+                planned = plan(config, client=workers.client if remote else None)
+            if config.restart:
+                clear(output)
+            resolved = tasks.prepare(planned)
+            stages = resolved.stages
+            run.take_over(stages)
+            predict = partial(
+                tasks.predict,
+                run=run,
+                stage=stages[0],
+                model=planned.model.url,
+                timeout=config.block_timeout or PATIENCE + planned.macs / stages[0].count / _SLOWEST_MACS,
                 only_failed=config.retry_failed,
             )
-        try:
+            if run.do(predict):
+                workers.for_cpu_stages()
+                follow(
+                    run,
+                    instances=resolved.instances,
+                    levels=resolved.pyramid,
+                    prepare=partial(prepare_final, output, resolved),
+                    timeout=config.block_timeout,
+                    only_failed=config.retry_failed,
+                )
             document = {**run.finish(total=len(stages)), "dtype": resolved.dtype, "device": resolved.device}
-        except IncompleteRunError as error:
-            report_segmentation({**error.document, "found": str(error)}, planned, resolved)
-            raise
-        predicted = document["stages"][stages[0].name]
-        whole = predicted["done"] == predicted["total"]  # else another run decoded, too
-        document["input_decoded"] = (
-            round(predicted["bytes_decoded"] / planned.bytes_once, 2) if whole else None
-        )
-        report_segmentation(document, planned, resolved)
-        return document
+            predicted = document["stages"][stages[0].name]
+            whole = predicted["done"] == predicted["total"]  # else another run decoded, too
+            document["input_decoded"] = (
+                round(predicted["bytes_decoded"] / planned.bytes_once, 2) if whole else None
+            )
+    except IncompleteRunError as error:
+        _report({**error.document, "found": str(error)}, planned, resolved)
+        raise
+    # When the workers are given back: to draw takes seconds.
+    _report(document, planned, resolved)
+    return document
+
+
+def _report(document: dict[str, Any], planned: Planned, resolved: SegmentPlan) -> None:
+    # Here, because what draws takes half a second to load, and the command begins without it.
+    from flows.report.closing import report_segmentation
+
+    report_segmentation(document, planned, resolved)
 
 
 segment = flow(name="segment", flow_run_name="segment {volume}", validate_parameters=True)(_segment)

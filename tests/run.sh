@@ -2,7 +2,7 @@
 # Lint, types, import contracts and all tests; sets up .venv first. Arguments go to pytest.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-# Modules that no test imports need not be compiled: it takes longer than unpacking them.
+# Modules that no test imports need not be compiled.
 export PIP_NO_COMPILE=1
 # shellcheck source=deploy/setup.sh
 source deploy/setup.sh test

@@ -37,7 +37,7 @@ OverTimeLimit=0
 MinJobAge=300
 JobRequeue=0
 SchedulerParameters=sched_interval=1,batch_sched_delay=0
-NodeName=$slurm_host NodeAddr=127.0.0.1 CPUs=${SLURM_TEST_CPUS:-2} RealMemory=$slurm_memory State=UNKNOWN
+NodeName=$slurm_host NodeAddr=127.0.0.1 CPUs=2 RealMemory=$slurm_memory State=UNKNOWN
 PartitionName=main Nodes=$slurm_host Default=YES MaxTime=INFINITE State=UP
 CONF
 # munged insists on folders and files that others cannot write, and on its own account for them.

@@ -19,7 +19,7 @@ import zarr
 from distributed import Client
 from test_training import CALM, QUICK, blobs, same_weights, split
 
-from flows import rank_host
+from flows import deadline, rank_host
 from flows.cluster import open_client
 from flows.config import Local
 from flows.ranks import RankDiedError, RankedTraining
@@ -106,6 +106,24 @@ def test_any_number_of_ranks_trains_as_one_does(client, plan, tmp_path):
             torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
         assert said == []
         assert rank_processes() == []
+
+
+def test_ranks_stop_before_their_workers_have_to_go_and_go_on_elsewhere(client, plan, tmp_path, monkeypatch):
+    """The deadline is over when they have loaded: they stop at once, together, with a checkpoint."""
+    end = {deadline.VARIABLE: str(time.time() + deadline.MARGIN)}
+    client.run(lambda: os.environ.update(end))
+    left: list[list[str]] = []
+
+    def others_come(self: RankedTraining, workers: list[str]) -> None:
+        left.append(workers)
+        self.client.run(lambda: os.environ.pop(deadline.VARIABLE))
+
+    monkeypatch.setattr(RankedTraining, "_leave", others_come)
+    alone = training.run(plan)
+    _, losses, said = train_on(client, tmp_path / "late", plan, 2)
+    assert [len(workers) for workers in left] == [2]
+    assert said == [], "that is no restart"
+    np.testing.assert_allclose(losses, [row["loss"] for row in alone.history.rows], atol=1e-5, rtol=0)
 
 
 def test_deaths_change_nothing(client, plan, tmp_path):

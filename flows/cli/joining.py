@@ -51,14 +51,14 @@ def worker(
     from flows.config.cluster import Address, seconds_of
     from flows.start_worker import main
 
-    given = {"address": scheduler, "tls": tls, "threads": threads, "insecure": insecure}
-    config = validate(Address, {"kind": "address", **given}, options=("tls", "threads", "insecure"))
+    given = {"address": scheduler, "tls": tls, "insecure": insecure}
+    config = validate(Address, {"kind": "address", **given}, options=("tls", "insecure"))
     security_at(config)
     options = [scheduler]
     if config.tls is not None:
         options += options_of(Path(config.tls).expanduser().absolute())
-    if config.threads is not None:
-        options.append(f"--nthreads={config.threads}")
+    if threads is not None:
+        options.append(f"--nthreads={threads}")
     if walltime is not None:
         try:
             seconds_of(walltime)

@@ -75,6 +75,7 @@ def security_at(config: Address) -> Security | None:
 
 
 def on_loopback(address: str) -> bool:
+    """Whether nobody beyond this machine could reach it."""
     if address.startswith("inproc://"):
         return True
     try:

@@ -24,7 +24,6 @@ from flows.config.cluster import Kubernetes
 from flows.environment import worker_environment
 from unet_core.errors import InputError, RunError
 
-_API = "kubernetes.dask.org/v1"
 _TLS = "/etc/unet-flows/tls"  # in the pods
 _IDLE = 900  # seconds after which the operator takes away what a killed run has left
 _LOOK = 2.0
@@ -72,7 +71,6 @@ def objects(name: str, config: Kubernetes, certificates: Path | None) -> list[di
         image=config.image,
         n_workers=0,  # those that are needed are asked for
         env=environment,
-        worker_command=["python", "-m", "flows.start_worker"],
         idle_timeout=_IDLE,
     )
     dask["metadata"]["namespace"] = config.namespace

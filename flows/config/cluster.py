@@ -43,17 +43,22 @@ class Cluster(Config):
     """What the tables of all kinds have in common."""
 
     workers: Positive = Field(1, description="Workers to ask for; one block at a time each")
-    threads: int | None = Field(
-        None, ge=1, description="Threads of one worker's arithmetic; the default is the cores that it has"
-    )
-    environment: dict[str, str] = Field({}, description="Environment variables of the workers")
     patience: Minutes = Field(10.0, description="Minutes to wait for a worker before the run gives up")
     cpu: Any = Field(
         None, description="Workers for the stages after the network, which need no GPU; a table like this one"
     )
 
 
-class Local(Cluster):
+class _Ours(Cluster):
+    """Of kinds whose worker processes this project starts."""
+
+    threads: int | None = Field(
+        None, ge=1, description="Threads of one worker's arithmetic; the default is the cores that it has"
+    )
+    environment: dict[str, str] = Field({}, description="Environment variables of the workers")
+
+
+class Local(_Ours):
     kind: Literal["local"] = "local"
 
 
@@ -76,8 +81,8 @@ class _Elastic(Cluster):
     minimum: int | None = Field(
         None,
         ge=0,
-        description="Adapt: ask for as many workers as there are blocks left, at least for so many and at "
-        "most for `workers`; without it for `workers` all the time",
+        description="Adapt: ask for as many workers as there are blocks left, at least for so many (and "
+        "one) and at most for `workers`; without it for `workers` all the time",
     )
     insecure: bool = Field(
         False, description="Without TLS: whoever reaches the scheduler or a worker may run code there"
@@ -90,7 +95,7 @@ class _Elastic(Cluster):
         return self
 
 
-class Slurm(_Elastic):
+class Slurm(_Ours, _Elastic):
     kind: Literal["slurm"]
     cores: Positive = Field(description="Cores of one worker's job")
     memory: str = Field(description="Memory of one worker's job, such as 64GB")
@@ -109,7 +114,7 @@ class Slurm(_Elastic):
     patience: Minutes = Field(1440.0, description="Minutes to wait in the queue before the run gives up")
 
 
-class Kubernetes(_Elastic):
+class Kubernetes(_Ours, _Elastic):
     kind: Literal["kubernetes"]
     name: str = Field("unet-flows", pattern=r"^[a-z]([a-z0-9-]{0,38}[a-z0-9])?$")
     namespace: str = "default"

@@ -1,5 +1,5 @@
 """What Prefect shows of a run: of a training its curve, its metrics as a table, pictures of validations;
-of a watch its volumes.
+of a watch its volumes; of what has ended a report.
 
 Pictures are Markdown artifacts with the picture inside, as a data URI: both of Prefect 3.8's user interfaces
 show those. Its image artifacts want a URL that a browser can reach, which a folder is not, and print the URL
@@ -92,6 +92,17 @@ class TrainingArtifacts(_Artifacts):
     def show_pictures(self, png: bytes, text: str) -> None:
         """Validation pictures (`picture_png`)."""
         self._publisher.show("validation", lambda: (f"{text}\n\n![validation]({data_uri(png)})", text))
+
+
+class ClosingArtifacts(_Artifacts):
+    """Of a run that has ended."""
+
+    def show_report(self, markdown: str, text: str) -> None:
+        self._publisher.show("report", lambda: (markdown, text))
+
+    def show_failures(self, failures: Sequence[Mapping[str, Any]], text: str) -> None:
+        """One line per block that failed."""
+        self._show_table("failures", [dict(failure) for failure in failures], text)
 
 
 class WatchArtifacts(_Artifacts):

@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from flows.publishing import Publisher
-from flows.report.artifacts import data_uri
+from flows.report.artifacts import ClosingArtifacts, data_uri
 from flows.report.objects import object_picture
 from flows.report.picture import Plane, boxes_of_planes, picture_of
 from flows.report.words import duration, sides, size
@@ -49,21 +48,10 @@ def report_segmentation(document: Mapping[str, Any], planned: Planned, plan: Seg
         planned.volume, document["output"], tiling.roi, class_names=plan.classes, objects=objects
     )
     text = markdown(document, facts, picture)
-    failures = failures_of(document)
-
-    def publish(kind: str, _: object) -> None:
-        from prefect.artifacts import create_markdown_artifact, create_table_artifact
-
-        if kind == "report":
-            create_markdown_artifact(text, key="report", description=f"{document['command']}: how it ended")
-        else:
-            create_table_artifact(failures, key="failures", description="blocks that failed, and why")
-
-    publisher: Publisher[object] = Publisher(publish)
-    publisher.show("report", None)
-    if failures:
-        publisher.show("failures", None)
-    publisher.stop()
+    with ClosingArtifacts("") as artifacts:
+        artifacts.show_report(text, f"{document['command']}: how it ended")
+        if failures := failures_of(document):
+            artifacts.show_failures(failures, "blocks that failed, and why")
 
 
 def markdown(document: Mapping[str, Any], plan: Mapping[str, str], picture: Image.Image | None) -> str:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from zarr.core import sync as zarr_sync
 
 from unet_core.errors import DataError, UnetFlowsError
-from unet_core.geometry import Box, Shape
+from unet_core.geometry import Box, Shape, ceil_div
 from unet_core.metadata import SPATIAL
 from unet_core.recent import Recent
 from unet_core.volumes.faults import scrub
@@ -234,7 +234,7 @@ def some_keys(array: zarr.Array[Any], most: int) -> Iterator[str]:
 
 
 def _object_counts(array: zarr.Array[Any]) -> Shape:
-    return tuple(-(-n // c) for n, c in zip(array.shape, _object_shape(array)))
+    return tuple(ceil_div(n, c) for n, c in zip(array.shape, _object_shape(array)))
 
 
 def _text(axes: Sequence[str], extent: Extent) -> str:
