@@ -211,7 +211,9 @@ def test_prefects_own_command_makes_the_same_deployments(
     there = client.read_deployment_by_name("segment/segment")
     assert [s.active for s in there.schedules] == [False]
     (zombies,) = read_automations(DEPLOY / "automations").values()
-    client.create_automation(AutomationCore.model_validate(zombies))
+    client.delete_automation(client.read_automations_by_name("unet-flows zombie runs")[0].id)
+    for description in ("what an older version made", "and its double"):
+        client.create_automation(AutomationCore.model_validate(zombies | {"description": description}))
     client.pause_automation(client.read_automations_by_name("unet-flows volume arrived")[0].id)
     values = (
         "segment.volume=/data/a.zarr",
@@ -227,7 +229,8 @@ def test_prefects_own_command_makes_the_same_deployments(
     assert there.parameters == {"volume": "/data/a.zarr", "model": "/model", "to": "/labels", "workers": 2}
     assert [s.active for s in there.schedules] == [True]
     assert not client.read_automations_by_name("unet-flows volume arrived")[0].enabled
-    assert len(client.read_automations_by_name("unet-flows zombie runs")) == 1
+    (zombie,) = client.read_automations_by_name("unet-flows zombie runs")
+    assert zombie.description == zombies["description"]
 
     # A file that says something else wins, but for whether a schedule is active.
     def change(deployments: dict[str, dict[str, Any]]) -> None:

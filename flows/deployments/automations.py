@@ -69,13 +69,17 @@ def ensure_automation(client: SyncPrefectClient, wanted: AutomationCore) -> Chan
 
 def _whole(automation: AutomationCore) -> AutomationCore:
     """With every field said: the client sends only those that are set, and the server needs all of them."""
-    return type(automation).model_validate(automation.model_dump())
+    return type(automation).model_validate(_comparable(automation))
 
 
 def _comparable(automation: AutomationCore) -> dict[str, Any]:
+    """What the server can be told to change: all but who owns it, which it knows only from the start.
+
+    As Python's values, since a trigger's events are sets: as JSON they would come in any order.
+    """
     from prefect.events.schemas.automations import AutomationCore
 
-    return automation.model_dump(mode="json", include=set(AutomationCore.model_fields) - {"owner_resource"})
+    return automation.model_dump(include=set(AutomationCore.model_fields) - {"owner_resource"})
 
 
 def _state(automation: AutomationCore) -> str:
