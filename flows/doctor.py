@@ -162,13 +162,11 @@ def _torch() -> str:
 
 
 def _memory() -> str:
-    import psutil
-    from dask.system import CPU_COUNT
-    from distributed.system import MEMORY_LIMIT
+    from unet_core import machine
 
-    # Dask's numbers know about the limits of containers and batch jobs, psutil's do not.
-    available = min(psutil.virtual_memory().available, MEMORY_LIMIT)
-    found = f"{CPU_COUNT} cores; {available / GIB:.1f} of {MEMORY_LIMIT / GIB:.1f} GiB of memory available"
+    available = machine.free_memory()
+    memory = f"{available / GIB:.1f} of {machine.total_memory() / GIB:.1f} GiB of memory available"
+    found = f"{machine.cores()} cores; {memory}"
     if available < LEAST_MEMORY:
         raise ProbeError(f"{found}; a worker needs {LEAST_MEMORY / GIB:.0f} GiB")
     return found

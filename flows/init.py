@@ -9,8 +9,6 @@ from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
-import psutil
-
 from flows.config import AugmentConfig, Config, TargetName, TrainConfig, validate
 from flows.report.words import duration
 from flows.training_data import labelled_regions, settings_of, spec_of
@@ -18,6 +16,7 @@ from unet_core import proposal, training
 from unet_core.devices import fast_dtype
 from unet_core.errors import InputError
 from unet_core.labelling import LabelledRegion
+from unet_core.machine import free_memory
 from unet_core.proposal import Choice, ImageFacts, Machine
 from unet_core.volumes import Store
 
@@ -150,7 +149,7 @@ def machine(device: str = "auto") -> Machine:
 
         require_device("cuda")
         return Machine(device="cuda", memory=int(torch.cuda.mem_get_info()[0] * _SHARE))
-    return Machine(device="cpu", memory=int(psutil.virtual_memory().available * _SHARE))
+    return Machine(device="cpu", memory=int(free_memory() * _SHARE))
 
 
 def _lines(

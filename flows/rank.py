@@ -48,6 +48,7 @@ def train(job: dict[str, Any], tell: Callable[[dict[str, Any]], None], stopped: 
     from unet_core import training
     from unet_core.errors import LostLeaseError, UnetFlowsError
     from unet_core.ledger import read_record
+    from unet_core.machine import cores
     from unet_core.volumes import Store
 
     end = job.get("deadline")  # of the worker that is the first to go
@@ -55,7 +56,7 @@ def train(job: dict[str, Any], tell: Callable[[dict[str, Any]], None], stopped: 
     def should_stop() -> bool:
         return stopped() or (end is not None and time.time() > end)
 
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", cores())))
     store = Store(job["output"])
     last = 0.0
 

@@ -13,6 +13,7 @@ import time
 from flows import deadline, gpus
 from flows.config.cluster import seconds_of
 from flows.environment import thread_environment
+from unet_core.machine import cores
 
 _LEAVES = 5.0  # seconds before the deadline
 
@@ -21,7 +22,7 @@ def main(arguments: list[str], *, gpu: str | None = None) -> None:
     """Become that worker, which sees the one GPU that is named; does not return."""
     given, options = _parted(arguments)
     threads = given.get("--nthreads") or os.environ.get("SLURM_CPUS_PER_TASK")
-    environment = {**thread_environment(int(threads or os.cpu_count() or 1)), **os.environ}
+    environment = {**thread_environment(int(threads or cores())), **os.environ}
     if gpu is not None:
         environment[gpus.VARIABLE] = gpu
     end = environment.get(deadline.VARIABLE) or environment.get("SLURM_JOB_END_TIME")

@@ -10,11 +10,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import kubernetes_validate
 import pytest
 import yaml
-from distributed import Client
+from distributed import Client, WorkerPlugin
 from jsonschema import Draft202012Validator, ValidationError
 from killing import COMMAND, free_port, wait_until
 from referencing import Registry, Resource
@@ -187,6 +188,16 @@ def test_workers_of_another_version_are_refused_with_both_versions(tmp_path):
 # Deadlines
 
 
+class EndsAt(WorkerPlugin):
+    """A walltime for workers that are there, and for those that come; however long starting takes."""
+
+    def __init__(self, end: float) -> None:
+        self._end = end
+
+    def setup(self, worker: Any) -> None:
+        os.environ[deadline.VARIABLE] = str(self._end)
+
+
 def slow_block(seconds: float, index: int) -> Done:
     time.sleep(seconds)
     return Done(1)
@@ -208,8 +219,8 @@ def stage(tmp_path: Path) -> Iterator[Callable[..., object]]:
 
 
 def test_a_block_that_no_walltime_leaves_room_for_stops_the_run_and_says_so(stage):
-    end = time.time() + deadline.MARGIN + 6
-    with open_client(in_this_class(arguments={**CLASS, "env": {deadline.VARIABLE: str(end)}})) as client:
+    with open_client(in_this_class()) as client:
+        client.register_plugin(EndsAt(time.time() + deadline.MARGIN + 6))
         result = stage(client, 4.0)
     assert "longer walltime" in result.stopped
     assert 1 <= result.done < 6

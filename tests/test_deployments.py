@@ -290,6 +290,7 @@ def test_pools_of_containers(server: dict[str, str], client: SyncPrefectClient) 
     assert set(deploy(server, kind="kubernetes").values()) == {"unchanged"}
 
 
+@pytest.mark.unattended
 def test_runs_on_real_data(
     server: dict[str, str], client: SyncPrefectClient, fresh: None, tmp_path: Path
 ) -> None:

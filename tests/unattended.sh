@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What takes minutes of waiting, or a PostgreSQL of one's own: deployments on a server with that database, runs
-# whose machine died. Arguments go to pytest. Needs root or the user
+# What takes minutes of waiting, or a PostgreSQL of one's own: deployments on a server with that database and the
+# runs that schedules and events start there, runs whose machine died. Arguments go to pytest. Needs root or the user
 # postgres, and Debian's postgresql; about ten minutes on two cores. Nothing listens on any network.
 set -euo pipefail
 cd "$(dirname "$0")/.."

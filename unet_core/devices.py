@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import gc
 
-import psutil
 import torch
 
+from unet_core import machine
 from unet_core.errors import InputError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -51,7 +51,7 @@ def free_memory(device: str) -> int:
                 "another --to begins another run, on the CPU",
             )
         return int(torch.cuda.mem_get_info()[0])
-    return int(psutil.virtual_memory().available)
+    return machine.free_memory()
 
 
 def release_memory() -> None:

@@ -18,6 +18,7 @@ from flows.config.cluster import Local
 from flows.environment import worker_environment
 from flows.supervise import end_with_parent
 from unet_core.errors import InputError
+from unet_core.machine import cores
 
 _LOOPBACK = "127.0.0.1"
 
@@ -32,7 +33,7 @@ def start(config: Local) -> Iterator[Source]:
         See `workers_of`.
     """
     count, visible = workers_of(config), _visible(config)
-    threads = config.threads or max(1, (os.cpu_count() or 1) // count)
+    threads = config.threads or max(1, cores() // count)
     environment = worker_environment(threads, config.environment)
     pins = [{gpus.VARIABLE: gpu} for gpu in visible[:count]] or [{}] * count
     nannies = {index: _nanny({**environment, **pin}) for index, pin in enumerate(pins)}

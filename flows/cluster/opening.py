@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -10,7 +9,6 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from importlib import import_module
 
 import dask
-import psutil
 from dask.utils import parse_timedelta
 from distributed import Client
 
@@ -18,6 +16,7 @@ from flows import gpus
 from flows.cluster.source import Source
 from flows.cluster.versions import require_same
 from flows.config.cluster import ClusterConfig, Local
+from unet_core import machine
 from unet_core.errors import RunError
 
 _LOOK = 0.5  # seconds between two looks for the first worker
@@ -170,6 +169,6 @@ def _cpu_cluster(config: ClusterConfig) -> ClusterConfig | None:
     if not isinstance(config, Local) or not gpus.seen()[0]:
         return None
     # One worker per GPU would leave most of the machine's cores idle.
-    room = psutil.virtual_memory().available // _CPU_WORKER
-    workers = max(1, min((os.cpu_count() or 1) // 2, room))
+    room = machine.free_memory() // _CPU_WORKER
+    workers = max(1, min(machine.cores() // 2, room))
     return Local(workers=workers, environment={**config.environment, gpus.VARIABLE: ""})

@@ -8,8 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 
-import psutil
-
+from unet_core import machine
 from unet_core.architecture import UNetSpec
 from unet_core.budget.forward import REUSED, forward_bytes, weight_bytes
 from unet_core.errors import InputError
@@ -118,7 +117,7 @@ def tile_memory(device: str) -> int:
     """
     if device == "cuda":
         return int(_free_on_gpu() * 0.6)
-    return min(TILE_MEMORY, psutil.virtual_memory().total // max(psutil.cpu_count() or 1, 1) // 2)
+    return min(TILE_MEMORY, machine.total_memory() // machine.cores() // 2)
 
 
 def require_memory(needed: WorkerMemory, device: str, *, workers: int, available: int | None) -> None:
@@ -131,7 +130,7 @@ def require_memory(needed: WorkerMemory, device: str, *, workers: int, available
     """
     # On GPUs the forward pass lives on the device; the host keeps blocks.
     host = needed.total - (needed.forward if device == "cuda" else 0)
-    free = psutil.virtual_memory().available if available is None else available
+    free = machine.free_memory() if available is None else available
     _require("memory", workers * host, free, "--tile or --block, or fewer --workers", needed, workers)
 
 

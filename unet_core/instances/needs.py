@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from math import prod
 
-import psutil
-
+from unet_core import machine
 from unet_core.budget import GIB, WORKER_BASE
 from unet_core.errors import InputError
 from unet_core.instances.plan import InstancePlan
@@ -97,7 +96,7 @@ def require_memory(plan: InstancePlan, each: int, *, workers: int, available: in
     InputError
         Naming what is needed, what is there and the options to change.
     """
-    free = psutil.virtual_memory().available if available is None else available
+    free = machine.free_memory() if available is None else available
     needed = workers * each
     if needed > free:
         raise InputError(
@@ -122,7 +121,7 @@ def require_merge(plan: InstancePlan, *, available: int | None) -> None:
     """
     if plan.watershed is None:
         return
-    free = psutil.virtual_memory().available if available is None else available
+    free = machine.free_memory() if available is None else available
     fewest = _face_voxels(plan) // _FACE_PER_BASIN_AT_LEAST
     needed = merge_bytes(plan, fewest)
     if needed > free or fewest > NODES_MOST:

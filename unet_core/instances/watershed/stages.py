@@ -16,9 +16,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import psutil
 from numpy.typing import NDArray
 
+from unet_core import machine
 from unet_core.budget import GIB
 from unet_core.errors import InputError, StoreError
 from unet_core.instances.blocking import Blocking, Connectivity
@@ -173,7 +173,7 @@ def _left(blocking: Blocking, evidence: Evidence) -> Iterator[tuple[int, Arrays,
 
 def _require_room(nodes: int, edges: int, memory: int, folder: str) -> None:
     """Refuse a merge that this machine cannot do, with the numbers, before it fills the disk."""
-    needed, free = memory + NODE_BYTES * nodes, psutil.virtual_memory().available
+    needed, free = memory + NODE_BYTES * nodes, machine.free_memory()
     disk, left = EDGE_BYTES * edges, shutil.disk_usage(folder).free
     for what, much, there in (("memory", needed, free), (f"the disk of {folder}", disk, left)):
         if much > there:
