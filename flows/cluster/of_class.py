@@ -41,7 +41,7 @@ def start(config: OfClass) -> Iterator[Started]:
         raise InputError(
             "this cluster cannot be started",
             where=config.cluster_class,
-            found=f"{type(error).__name__}: {error}",
+            found=_told(error),
             fix="check `arguments` in the cluster file",
         ) from error
     with cluster:
@@ -57,3 +57,13 @@ def start(config: OfClass) -> Iterator[Started]:
             )
         with Client(cluster) as client, Started(client, config.cluster_class, cluster).keeping() as source:
             yield source
+
+
+def _told(error: BaseException) -> str:
+    """An error and what it came of: Dask's own says only that something did not start."""
+    told = []
+    cause: BaseException | None = error
+    while cause is not None:
+        told.append(f"{type(cause).__name__}: {cause}")
+        cause = cause.__cause__ or cause.__context__
+    return "\n".join(told)
