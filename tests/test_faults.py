@@ -121,6 +121,7 @@ def test_one_run_killed_in_every_way(
     assert verify(str(to)).sound
 
 
+@pytest.mark.unattended
 def test_a_nanny_and_then_the_scheduler_are_killed(
     root: Path, server: dict[str, str], reference: dict[str, bytes], tmp_path: Path
 ) -> None:
@@ -163,6 +164,7 @@ def test_an_ingest_is_killed(server: dict[str, str], tmp_path: Path) -> None:
     assert verify(str(to)).sound
 
 
+@pytest.mark.unattended
 def test_prefects_server_is_killed(root: Path, reference: dict[str, bytes], tmp_path: Path) -> None:
     """The embedded one: the run goes on to its end, and says that Prefect was not told."""
     to = tmp_path / "labels.zarr"
@@ -241,6 +243,7 @@ def test_a_short_soak(
     assert verify(str(to)).sound
 
 
+@pytest.mark.unattended
 def test_instances_are_killed(
     root: Path, server: dict[str, str], reference: dict[str, bytes], tmp_path: Path
 ) -> None:

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What takes minutes of waiting, or a PostgreSQL of one's own: deployments on a server with that database and the
-# runs that schedules and events start there, runs whose machine died. Arguments go to pytest. Needs root or the user
-# postgres, and Debian's postgresql; about ten minutes on two cores. Nothing listens on any network.
+# runs that schedules and events start there, runs whose machine died, more faults. Arguments go to pytest. Needs root or the user
+# postgres, and Debian's postgresql; about a quarter of an hour on two cores. Nothing listens on any network.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=deploy/setup.sh
