@@ -65,5 +65,5 @@ def _told(error: BaseException) -> str:
     cause: BaseException | None = error
     while cause is not None:
         told.append(f"{type(cause).__name__}: {cause}")
-        cause = cause.__cause__ or cause.__context__
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
     return "\n".join(told)

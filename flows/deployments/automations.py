@@ -57,7 +57,7 @@ def ensure_automation(client: SyncPrefectClient, wanted: AutomationCore) -> Chan
     kept = wanted.model_copy(update={"enabled": first.enabled})
     for double in others:
         client.delete_automation(double.id)
-    if _comparable(first) != _comparable(kept):
+    if _changeable(first) != _changeable(kept):
         client.update_automation(first.id, _whole(kept))
         return Change("automation", wanted.name, "updated", _state(kept))
     if others:
@@ -69,10 +69,10 @@ def ensure_automation(client: SyncPrefectClient, wanted: AutomationCore) -> Chan
 
 def _whole(automation: AutomationCore) -> AutomationCore:
     """With every field said: the client sends only those that are set, and the server needs all of them."""
-    return type(automation).model_validate(_comparable(automation))
+    return type(automation).model_validate(_changeable(automation))
 
 
-def _comparable(automation: AutomationCore) -> dict[str, Any]:
+def _changeable(automation: AutomationCore) -> dict[str, Any]:
     """What the server can be told to change: all but who owns it, which it knows only from the start.
 
     As Python's values, since a trigger's events are sets: as JSON they would come in any order.
